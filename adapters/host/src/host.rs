@@ -1,0 +1,623 @@
+use std::{
+    collections::{BTreeSet, VecDeque},
+    io::{self, IoSlice},
+    mem,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use yrs_websocket::{
+    CloseReason, ConnectionId, Event, Input, Join, Output, Outputs, Recipients, RoomName, Server,
+    journal::Squashed,
+};
+use yrs_websocket_rfc6455::{self as rfc6455, CloseCode, Opcode, Refusal, Role, encode_frame, frame_header};
+use yrs_websocket_store as store;
+
+use crate::{
+    Admitted, Hooks, Options, Storage,
+    outbox::Outbox,
+    storage,
+};
+
+/// What the store answers.
+pub type Completion = store::Completion<Squashed>;
+
+/// A runtime's end of a connection.
+pub trait Socket {
+    /// Writes without waiting, as much as is taken at once; [`io::ErrorKind::WouldBlock`] where that is
+    /// nothing.
+    fn try_write(&mut self, buffers: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// Asks whoever reads this connection to look at [`Host::next`]: the outbox waits for the socket,
+    /// or the connection has ended. May be called often.
+    fn wake(&mut self);
+}
+
+/// What the runtime does next about a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Wait for bytes to read; also until the socket can be written, if `write`.
+    Run {
+        /// Whether the outbox waits for the socket: call [`Host::writable`] when it can be written.
+        write: bool,
+    },
+    /// Everything is written: shut down the write side, then read, and drop what comes, to the end of
+    /// the stream. Dropped earlier, TCP might take the close frame back (RFC 6455 section 7.1.1).
+    ShutDown,
+    /// The connection is forgotten: drop it.
+    Drop,
+}
+
+/// Numbers since the host was made; those marked so, now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counters {
+    /// Connections, now.
+    pub connections: u64,
+    /// Rooms that are open or being loaded, now.
+    pub rooms: u64,
+    /// Connections that were let in.
+    pub accepted: u64,
+    /// Connections that were refused because of a limit or a drain.
+    pub refused: u64,
+    /// Frames received.
+    pub frames_in: u64,
+    /// Bytes of payload received.
+    pub bytes_in: u64,
+    /// Frames made; each is encoded once.
+    pub frames_out: u64,
+    /// Frames put into an outbox, one per recipient.
+    pub deliveries: u64,
+    /// Bytes put into outboxes.
+    pub bytes_out: u64,
+    /// Appends handed to the store.
+    pub appends: u64,
+    /// Squashes handed to the store.
+    pub compactions: u64,
+    /// Writes and loads that failed.
+    pub store_failures: u64,
+    /// How often an outbox became full.
+    pub congestions: u64,
+    /// Connections that were closed because of what they sent.
+    pub violations: u64,
+    /// Writes of read-only connections that were dropped.
+    pub writes_refused: u64,
+}
+
+impl Counters {
+    /// Adds those of another host.
+    pub fn add(&mut self, other: &Self) {
+        self.connections += other.connections;
+        self.rooms += other.rooms;
+        self.accepted += other.accepted;
+        self.refused += other.refused;
+        self.frames_in += other.frames_in;
+        self.bytes_in += other.bytes_in;
+        self.frames_out += other.frames_out;
+        self.deliveries += other.deliveries;
+        self.bytes_out += other.bytes_out;
+        self.appends += other.appends;
+        self.compactions += other.compactions;
+        self.store_failures += other.store_failures;
+        self.congestions += other.congestions;
+        self.violations += other.violations;
+        self.writes_refused += other.writes_refused;
+    }
+}
+
+/// One shard of a server: see the [crate docs](crate).
+#[derive(Debug)]
+pub struct Host<S> {
+    server: Server,
+    storage: Storage,
+    hooks: Hooks,
+    websocket: Arc<rfc6455::Config>,
+    outbox_bytes_max: usize,
+    slots: Vec<Slot<S>>,
+    free: Vec<u32>,
+    /// Who has something to write since the last flush.
+    dirty: Vec<ConnectionId>,
+    /// When to look at the time of a connection; may be earlier than needed.
+    deadlines: BTreeSet<(Instant, ConnectionId)>,
+    drained: bool,
+    /// Bytes of edits in rooms that a drain closed before the store had confirmed them.
+    unstored_at_close: usize,
+    counters: Counters,
+}
+
+#[derive(Debug)]
+struct Slot<S> {
+    /// Makes the ids of those who had the slot earlier unknown.
+    generation: u32,
+    connection: Option<Box<Connection<S>>>,
+}
+
+#[derive(Debug)]
+struct Connection<S> {
+    socket: S,
+    websocket: rfc6455::Connection,
+    outbox: Outbox,
+    /// Whether the core knows it.
+    joined: bool,
+    congested: bool,
+    dirty: bool,
+    /// Its entry in `deadlines`.
+    deadline: Option<Instant>,
+    /// When to give up waiting for the end of the stream, once shut down.
+    linger_until: Option<Instant>,
+}
+
+impl<S: Socket> Host<S> {
+    /// Makes a host without connections. `seed`, drawn from the system, makes client ids and jitter.
+    pub fn new(options: &Options, storage: Storage, seed: u64) -> Self {
+        let mut websocket = options.websocket.clone();
+        websocket.text_refused = true;
+        websocket.frame_len_max = options.config.frame_len_max;
+        websocket.message_len_max = options.config.frame_len_max;
+        Self {
+            server: Server::new(options.config.clone(), seed),
+            storage,
+            hooks: options.hooks.clone(),
+            websocket: Arc::new(websocket),
+            outbox_bytes_max: options.limits.outbox_bytes_max,
+            slots: Vec::new(),
+            free: Vec::new(),
+            dirty: Vec::new(),
+            deadlines: BTreeSet::new(),
+            drained: false,
+            unstored_at_close: 0,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Lets a connection in: answers its request, greets it, reads what came behind the request.
+    ///
+    /// # Errors
+    ///
+    /// The response to write instead, where a limit or a drain keeps it out; the connection ends with
+    /// it. The socket is given back.
+    pub fn connect(&mut self, now: Instant, socket: S, admitted: Admitted) -> Result<ConnectionId, (S, Refusal)> {
+        let Admitted { admission, response, mut rest } = admitted;
+        if let Err(refusal) = self.server.admits(&admission.room) {
+            self.counters.refused += 1;
+            let response = Refusal::new(503).with_header("Retry-After", RETRY_AFTER_SECONDS);
+            let response = response.and_then(|response| response.with_body("text/plain", format!("{refusal}\n")));
+            return Err((socket, response.unwrap_or_else(|_| Refusal::new(503))));
+        }
+        let websocket = rfc6455::Connection::new(Role::Server, Arc::clone(&self.websocket), now);
+        let mut outbox = Outbox::default();
+        outbox.push(response);
+        let connection = Box::new(Connection {
+            socket,
+            websocket,
+            outbox,
+            joined: true,
+            congested: false,
+            dirty: false,
+            deadline: None,
+            linger_until: None,
+        });
+        let id = self.insert(connection);
+        self.counters.accepted += 1;
+        self.mark_dirty(id);
+        self.watch(id);
+        let mut join = Join::new(id, admission.room, admission.access);
+        join.expires_at = admission.expires_at;
+        self.handle(now, Input::Connected(join));
+        self.received(now, id, &mut rest);
+        Ok(id)
+    }
+
+    /// Takes bytes that arrived; they are unmasked in place.
+    pub fn received(&mut self, now: Instant, id: ConnectionId, mut input: &mut [u8]) {
+        while let Some(connection) = self.get_mut(id) {
+            let event = connection.websocket.receive(now, &mut input);
+            let joined = connection.joined;
+            self.take_output(id);
+            match event {
+                Some(rfc6455::Event::Binary(frame)) if joined => {
+                    self.counters.frames_in += 1;
+                    self.counters.bytes_in += frame.len() as u64;
+                    let taken = self.hooks.on_frame.as_ref().is_some_and(|on_frame| on_frame(id, &frame));
+                    if !taken {
+                        self.handle(now, Input::Received { connection: id, frame });
+                    }
+                }
+                Some(rfc6455::Event::Closed(closed)) => self.websocket_closed(now, id, &closed),
+                Some(_) => {}
+                None => break,
+            }
+        }
+        self.flush(now);
+    }
+
+    /// Writes more of an outbox to a socket that can be written again.
+    pub fn writable(&mut self, now: Instant, id: ConnectionId) {
+        self.mark_dirty(id);
+        self.flush(now);
+    }
+
+    /// Writes an outbox by `write`, for runtimes whose sockets are written only by their own task:
+    /// their [`Socket::try_write`] always would block.
+    ///
+    /// # Errors
+    ///
+    /// Those of `write`; the connection is then forgotten.
+    pub fn write_by(
+        &mut self,
+        now: Instant,
+        id: ConnectionId,
+        write: impl FnMut(&[IoSlice<'_>]) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        let Some(connection) = self.get_mut(id) else { return Ok(()) };
+        let result = connection.outbox.flush(write);
+        match &result {
+            Ok(()) => self.after_write(now, id),
+            Err(_) => self.forget(now, id),
+        }
+        self.flush(now);
+        result
+    }
+
+    /// Forgets a connection whose stream has ended or failed.
+    pub fn ended(&mut self, now: Instant, id: ConnectionId) {
+        self.forget(now, id);
+        self.flush(now);
+    }
+
+    /// Takes what the store has finished.
+    pub fn completed(&mut self, now: Instant, completions: impl IntoIterator<Item = Completion>) {
+        for completion in completions {
+            self.complete(now, completion);
+        }
+        self.flush(now);
+    }
+
+    /// Does what is due. Calling early, or twice, is harmless.
+    pub fn timeout(&mut self, now: Instant) {
+        while let Some(&(deadline, id)) = self.deadlines.first()
+            && deadline <= now
+        {
+            self.deadlines.pop_first();
+            let Some(connection) = self.get_mut(id) else { continue };
+            connection.deadline = None;
+            if connection.linger_until.is_some_and(|until| until <= now) {
+                self.forget(now, id);
+                continue;
+            }
+            match connection.websocket.handle_timeout(now) {
+                // Nobody is there to read what is left to write.
+                Some(_) => self.forget(now, id),
+                None => {
+                    self.take_output(id);
+                    self.watch(id);
+                }
+            }
+        }
+        if self.server.next_timeout().is_some_and(|timeout| timeout <= now) {
+            self.handle(now, Input::Timeout);
+        }
+        self.flush(now);
+    }
+
+    /// Refuses connections from now on, flushes the documents, and sends everybody away by `deadline`.
+    pub fn drain(&mut self, now: Instant, deadline: Instant) {
+        self.handle(now, Input::Drain { deadline });
+        self.flush(now);
+    }
+
+    /// Gives the core an input of the application's own, such as
+    /// [`Input::AccessChanged`](yrs_websocket::Input::AccessChanged).
+    pub fn input(&mut self, now: Instant, input: Input) {
+        self.handle(now, input);
+        self.flush(now);
+    }
+
+    /// Changes a document from the server's side: see [`Server::edit`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Server::edit`].
+    pub fn edit<R>(
+        &mut self,
+        now: Instant,
+        room: &RoomName,
+        f: impl FnOnce(&mut yrs::TransactionMut<'_>) -> R,
+    ) -> Result<R, yrs_websocket::view::ViewError> {
+        let (result, outputs) = self.server.edit(now, room, f)?;
+        self.perform(now, outputs);
+        self.flush(now);
+        Ok(result)
+    }
+
+    /// What to do next about a connection.
+    pub fn next(&mut self, now: Instant, id: ConnectionId) -> Next {
+        let Some(connection) = self.get_mut(id) else { return Next::Drop };
+        let write = !connection.outbox.is_empty();
+        if !connection.websocket.is_closed() || write {
+            return Next::Run { write };
+        }
+        if connection.linger_until.is_none() {
+            connection.linger_until = Some(now + LINGER);
+            self.watch(id);
+        }
+        Next::ShutDown
+    }
+
+    /// When [`Host::timeout`] has something to do.
+    pub fn next_timeout(&self) -> Option<Instant> {
+        let connection = self.deadlines.first().map(|(deadline, _)| *deadline);
+        self.server.next_timeout().into_iter().chain(connection).min()
+    }
+
+    /// The core.
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
+    /// The core, to read documents: see [`Server::read`].
+    pub fn server_mut(&mut self) -> &mut Server {
+        &mut self.server
+    }
+
+    /// Whether a drain is over and everything about it is written.
+    pub fn is_drained(&self) -> bool {
+        self.drained && self.slots.len() == self.free.len()
+    }
+
+    /// Bytes of edits that the store has not confirmed, over all rooms.
+    pub fn unstored_bytes(&self) -> usize {
+        self.unstored_at_close + self.server.rooms().map(yrs_websocket::Room::unstored_bytes).sum::<usize>()
+    }
+
+    /// What has been counted.
+    pub fn counters(&self) -> Counters {
+        Counters {
+            connections: (self.slots.len() - self.free.len()) as u64,
+            rooms: self.server.rooms().len() as u64,
+            ..self.counters
+        }
+    }
+
+    fn handle(&mut self, now: Instant, input: Input) {
+        let outputs = self.server.handle(now, input);
+        self.perform(now, outputs);
+    }
+
+    fn perform(&mut self, now: Instant, outputs: Outputs) {
+        let mut outputs: VecDeque<Outputs> = VecDeque::from([outputs]);
+        while let Some(next) = outputs.pop_front() {
+            for output in next {
+                match output {
+                    Output::Send { to, frame } => self.send(&to, &frame),
+                    Output::Close { connection, reason } => self.close(now, connection, &reason),
+                    Output::Event(event) => self.event(event),
+                    Output::Load { .. } | Output::Append { .. } | Output::Compact { .. } => {
+                        match &output {
+                            Output::Append { .. } => self.counters.appends += 1,
+                            Output::Compact { .. } => self.counters.compactions += 1,
+                            _ => {}
+                        }
+                        if let Some(completion) = self.storage.perform(output) {
+                            self.count(&completion);
+                            outputs.push_back(self.server.handle(now, storage::input(completion)));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn complete(&mut self, now: Instant, completion: Completion) {
+        self.count(&completion);
+        self.handle(now, storage::input(completion));
+    }
+
+    fn count(&mut self, completion: &Completion) {
+        if matches!(completion, Completion::LoadFailed { .. } | Completion::Failed { .. }) {
+            self.counters.store_failures += 1;
+        }
+    }
+
+    /// Frames once, for everybody.
+    fn send(&mut self, to: &Recipients, frame: &Bytes) {
+        let (head, tail) = if frame.len() <= COPIED_FRAME_MAX {
+            (encode_frame(Opcode::Binary, frame), Bytes::new())
+        } else {
+            (Bytes::copy_from_slice(frame_header(Opcode::Binary, frame.len()).as_ref()), frame.clone())
+        };
+        self.counters.frames_out += 1;
+        let len = (head.len() + tail.len()) as u64;
+        for id in to.iter() {
+            let Some(connection) = get_mut(&mut self.slots, id) else { continue };
+            // After its close frame a connection is sent nothing (RFC 6455 section 5.5.1).
+            if !connection.websocket.is_open() {
+                continue;
+            }
+            connection.outbox.push(head.clone());
+            connection.outbox.push(tail.clone());
+            self.counters.deliveries += 1;
+            self.counters.bytes_out += len;
+            if !mem::replace(&mut connection.dirty, true) {
+                self.dirty.push(id);
+            }
+        }
+    }
+
+    fn close(&mut self, now: Instant, id: ConnectionId, reason: &CloseReason) {
+        if matches!(reason.code(), 1007..=1009) {
+            self.counters.violations += 1;
+        }
+        let Some(connection) = self.get_mut(id) else { return };
+        connection.joined = false;
+        let code = CloseCode::new(reason.code()).unwrap_or(CloseCode::INTERNAL_ERROR);
+        connection.websocket.close(now, code, &reason.to_string());
+        self.take_output(id);
+        // Its deadline has moved nearer.
+        self.watch(id);
+    }
+
+    fn event(&mut self, event: Event) {
+        match &event {
+            Event::WriteRefused { .. } => self.counters.writes_refused += 1,
+            Event::RoomClosed { room, unstored_bytes } => {
+                self.unstored_at_close += unstored_bytes;
+                self.storage.unload(room.clone());
+            }
+            Event::Drained => self.drained = true,
+            _ => {}
+        }
+        if let Some(on_event) = &self.hooks.on_event {
+            on_event(&event);
+        }
+    }
+
+    fn websocket_closed(&mut self, now: Instant, id: ConnectionId, closed: &rfc6455::Closed) {
+        if matches!(closed, rfc6455::Closed::Violation(_)) {
+            self.counters.violations += 1;
+        }
+        self.leave(now, id);
+        if let Some(connection) = self.get_mut(id) {
+            // The task has to shut down the write side.
+            connection.socket.wake();
+        }
+    }
+
+    /// Tells the core that a connection has ended.
+    fn leave(&mut self, now: Instant, id: ConnectionId) {
+        let Some(connection) = self.get_mut(id) else { return };
+        if mem::replace(&mut connection.joined, false) {
+            self.handle(now, Input::Disconnected { connection: id });
+        }
+    }
+
+    fn forget(&mut self, now: Instant, id: ConnectionId) {
+        self.leave(now, id);
+        let index = index(id);
+        let Some(slot) = self.slots.get_mut(index).filter(|slot| slot.generation == generation(id)) else { return };
+        let Some(mut connection) = slot.connection.take() else { return };
+        slot.generation = slot.generation.wrapping_add(1);
+        self.free.push(index as u32);
+        if let Some(deadline) = connection.deadline {
+            self.deadlines.remove(&(deadline, id));
+        }
+        connection.socket.wake();
+    }
+
+    /// Moves what the WebSocket layer has to say behind what is in the outbox.
+    fn take_output(&mut self, id: ConnectionId) {
+        let Some(connection) = self.get_mut(id) else { return };
+        let mut any = false;
+        while let Some(output) = connection.websocket.next_output() {
+            connection.outbox.push(output);
+            any = true;
+        }
+        if any {
+            self.mark_dirty(id);
+        }
+    }
+
+    fn mark_dirty(&mut self, id: ConnectionId) {
+        let Some(connection) = get_mut(&mut self.slots, id) else { return };
+        if !mem::replace(&mut connection.dirty, true) {
+            self.dirty.push(id);
+        }
+    }
+
+    /// Writes what has been put into outboxes, straight to the sockets.
+    fn flush(&mut self, now: Instant) {
+        // To flush one outbox may put something into others: somebody broken leaves, somebody slow
+        // catches up.
+        while !self.dirty.is_empty() {
+            let mut dirty = mem::take(&mut self.dirty);
+            for id in dirty.drain(..) {
+                let Some(connection) = self.get_mut(id) else { continue };
+                connection.dirty = false;
+                let Connection { socket, outbox, .. } = connection;
+                match outbox.flush(|slices| socket.try_write(slices)) {
+                    Ok(()) => self.after_write(now, id),
+                    Err(_) => self.forget(now, id),
+                }
+            }
+            if self.dirty.is_empty() {
+                self.dirty = dirty;
+                return;
+            }
+        }
+    }
+
+    /// Tells the core how full an outbox is, where that has changed.
+    fn after_write(&mut self, now: Instant, id: ConnectionId) {
+        let max = self.outbox_bytes_max;
+        let Some(connection) = self.get_mut(id) else { return };
+        let bytes = connection.outbox.bytes();
+        if bytes > 0 || connection.websocket.is_closed() {
+            connection.socket.wake();
+        }
+        if !connection.joined {
+            return;
+        }
+        if !connection.congested && bytes > max {
+            connection.congested = true;
+            self.counters.congestions += 1;
+            self.handle(now, Input::Congested { connection: id });
+        } else if connection.congested && bytes <= max / 4 {
+            connection.congested = false;
+            self.handle(now, Input::Writable { connection: id });
+        }
+    }
+
+    /// Lists a connection under its next deadline, if that is earlier than where it is listed.
+    fn watch(&mut self, id: ConnectionId) {
+        let Some(connection) = get_mut(&mut self.slots, id) else { return };
+        let next = connection.websocket.next_timeout().into_iter().chain(connection.linger_until).min();
+        let Some(next) = next else { return };
+        if connection.deadline.is_some_and(|deadline| deadline <= next) {
+            return;
+        }
+        if let Some(deadline) = connection.deadline.replace(next) {
+            self.deadlines.remove(&(deadline, id));
+        }
+        self.deadlines.insert((next, id));
+    }
+
+    fn insert(&mut self, connection: Box<Connection<S>>) -> ConnectionId {
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None => {
+                self.slots.push(Slot { generation: 0, connection: None });
+                self.slots.len() as u32 - 1
+            }
+        };
+        let slot = &mut self.slots[index as usize];
+        slot.connection = Some(connection);
+        ConnectionId(u64::from(slot.generation) << 32 | u64::from(index))
+    }
+
+    fn get_mut(&mut self, id: ConnectionId) -> Option<&mut Connection<S>> {
+        get_mut(&mut self.slots, id)
+    }
+}
+
+fn get_mut<S>(slots: &mut [Slot<S>], id: ConnectionId) -> Option<&mut Connection<S>> {
+    let slot = slots.get_mut(index(id)).filter(|slot| slot.generation == generation(id))?;
+    slot.connection.as_deref_mut()
+}
+
+fn index(id: ConnectionId) -> usize {
+    (id.0 & u64::from(u32::MAX)) as usize
+}
+
+fn generation(id: ConnectionId) -> u32 {
+    (id.0 >> 32) as u32
+}
+
+/// Frames up to here are copied behind their header, to be one piece; longer ones are two.
+const COPIED_FRAME_MAX: usize = 16 << 10;
+
+/// How long the end of the stream is waited for after the write side was shut down.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// When to try again where a limit or a drain keeps somebody out.
+const RETRY_AFTER_SECONDS: &str = "5";

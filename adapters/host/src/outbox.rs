@@ -1,0 +1,111 @@
+use std::{
+    collections::VecDeque,
+    io::{self, IoSlice},
+};
+
+use bytes::{Buf, Bytes};
+
+/// Bytes on their way to one socket; pieces are shared with the outboxes of others.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    pieces: VecDeque<Bytes>,
+    bytes: usize,
+}
+
+impl Outbox {
+    pub(crate) fn push(&mut self, piece: Bytes) {
+        if !piece.is_empty() {
+            self.bytes += piece.len();
+            self.pieces.push_back(piece);
+        }
+    }
+
+    /// Writes, gathered, until everything is written or `write` takes no more.
+    pub(crate) fn flush(&mut self, mut write: impl FnMut(&[IoSlice<'_>]) -> io::Result<usize>) -> io::Result<()> {
+        while !self.pieces.is_empty() {
+            let mut slices = [IoSlice::new(&[]); GATHER_MAX];
+            for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
+                *slice = IoSlice::new(piece);
+            }
+            match write(&slices[..self.pieces.len().min(GATHER_MAX)]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => self.advance(written),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes that are not written.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    fn advance(&mut self, mut written: usize) {
+        self.bytes -= written;
+        while let Some(piece) = self.pieces.front_mut() {
+            if written < piece.len() {
+                piece.advance(written);
+                return;
+            }
+            written -= piece.len();
+            self.pieces.pop_front();
+        }
+        // A burst must not leave its room behind in every idle connection.
+        if self.pieces.capacity() > KEPT_CAPACITY {
+            self.pieces = VecDeque::new();
+        }
+    }
+}
+
+/// Pieces per system call.
+const GATHER_MAX: usize = 16;
+
+/// Empty places that an outbox keeps.
+const KEPT_CAPACITY: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_in_parts_arrives_whole_and_in_order() {
+        for step in 1..20 {
+            let mut outbox = Outbox::default();
+            let expected: Vec<u8> = (0..100u8).collect();
+            for piece in expected.chunks(3) {
+                outbox.push(Bytes::copy_from_slice(piece));
+            }
+            let mut written = Vec::new();
+            while !outbox.is_empty() {
+                let mut blocked = false;
+                outbox
+                    .flush(|slices| {
+                        if std::mem::replace(&mut blocked, true) {
+                            return Err(io::ErrorKind::WouldBlock.into());
+                        }
+                        let all: Vec<u8> = slices.iter().flat_map(|slice| slice.to_vec()).collect();
+                        let taken = all.len().min(step);
+                        written.extend_from_slice(&all[..taken]);
+                        Ok(taken)
+                    })
+                    .unwrap();
+                assert_eq!(outbox.bytes(), expected.len() - written.len());
+            }
+            assert_eq!(written, expected);
+        }
+    }
+
+    #[test]
+    fn a_socket_that_takes_nothing_is_broken() {
+        let mut outbox = Outbox::default();
+        outbox.push(Bytes::from_static(b"x"));
+        assert_eq!(outbox.flush(|_| Ok(0)).unwrap_err().kind(), io::ErrorKind::WriteZero);
+    }
+}

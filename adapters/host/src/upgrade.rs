@@ -1,0 +1,166 @@
+use std::{fmt, sync::Arc, time::Duration, time::Instant};
+
+use bytes::Bytes;
+use yrs_websocket::{Access, Config, ConnectionId, Event, RoomName};
+use yrs_websocket_rfc6455::{self as rfc6455, Acceptor, HandshakeLimits, Refusal, Request};
+
+/// Everything that can be set about a server, besides its store.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Options {
+    /// Limits and delays of the protocol.
+    pub config: Config,
+    /// Limits and delays of the WebSocket connections. Text frames are refused in any case, and the
+    /// lengths are those of `config`.
+    pub websocket: rfc6455::Config,
+    /// Limits of the request's head.
+    pub handshake: HandshakeLimits,
+    /// Delays and bounds of the host itself.
+    pub limits: Limits,
+    /// What the application decides.
+    pub hooks: Hooks,
+}
+
+/// Delays and bounds of the host itself.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Limits {
+    /// How long a client may take to send the head of its request. 10 s.
+    pub handshake_timeout: Duration,
+    /// Bytes in a connection's outbox from which on it counts as congested: nothing more is made for
+    /// it before three quarters have left. 1 MiB.
+    pub outbox_bytes_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { handshake_timeout: Duration::from_secs(10), outbox_bytes_max: 1 << 20 }
+    }
+}
+
+/// What the application decides. All of them are called on the threads of the server, and hold it up
+/// while they run.
+#[derive(Clone, Default)]
+#[non_exhaustive]
+pub struct Hooks {
+    /// Decides about a request, upgrade or not, before any other answer. [`Admission::by_path`] is what
+    /// happens without it.
+    pub on_request: Option<Arc<OnRequest>>,
+    /// Is offered each frame before it is decoded; `true` keeps it from the core. Jupyter, for one,
+    /// sends messages of its own under type 2.
+    pub on_frame: Option<Arc<OnFrame>>,
+    /// Hears of everything that happens.
+    pub on_event: Option<Arc<OnEvent>>,
+}
+
+type OnRequest = dyn Fn(&Request) -> Result<Admission, Refusal> + Send + Sync;
+type OnFrame = dyn Fn(ConnectionId, &Bytes) -> bool + Send + Sync;
+type OnEvent = dyn Fn(&Event) + Send + Sync;
+
+impl fmt::Debug for Hooks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hooks")
+            .field("on_request", &self.on_request.is_some())
+            .field("on_frame", &self.on_frame.is_some())
+            .field("on_event", &self.on_event.is_some())
+            .finish()
+    }
+}
+
+/// What a request is granted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Admission {
+    /// The room.
+    pub room: RoomName,
+    /// What the connection may do in it.
+    pub access: Access,
+    /// Until when.
+    pub expires_at: Option<Instant>,
+    /// The subprotocol to speak, one of those offered. Browsers fail the connection if they offered
+    /// some and none is chosen.
+    pub subprotocol: Option<String>,
+}
+
+impl Admission {
+    /// Admits everybody to the room that the path names, to read and write, and chooses the first
+    /// subprotocol that is offered.
+    ///
+    /// # Errors
+    ///
+    /// The answer to a request that is no WebSocket upgrade, or names no room.
+    pub fn by_path(request: &Request) -> Result<Self, Refusal> {
+        request.upgrade()?;
+        let room = RoomName::from_path(&request.path).map_err(|error| {
+            let refusal = Refusal::new(400);
+            refusal.clone().with_body("text/plain; charset=utf-8", format!("{error}\n")).unwrap_or(refusal)
+        })?;
+        let subprotocol = request.subprotocols().next().map(str::to_owned);
+        Ok(Self { room, access: Access::Write, expires_at: None, subprotocol })
+    }
+}
+
+/// A request on its way to a room: see [`Host::connect`](crate::Host::connect).
+#[derive(Debug)]
+pub struct Admitted {
+    pub(crate) admission: Admission,
+    /// The response that accepts, where the upgrade is ours to make.
+    pub(crate) response: Bytes,
+    /// What came behind the head.
+    pub(crate) rest: Vec<u8>,
+}
+
+impl Admitted {
+    /// A connection whose upgrade somebody else has made, a web framework perhaps. `rest` is what it
+    /// has read behind the head of the request.
+    pub fn after_upgrade(admission: Admission, rest: Vec<u8>) -> Self {
+        Self { admission, response: Bytes::new(), rest }
+    }
+
+    /// The room.
+    pub fn room(&self) -> &RoomName {
+        &self.admission.room
+    }
+}
+
+/// Reads the head of a request and decides about it.
+#[derive(Debug)]
+pub struct Upgrade {
+    acceptor: Acceptor,
+    hooks: Hooks,
+}
+
+impl Upgrade {
+    /// Starts with a new connection.
+    pub fn new(options: &Options) -> Self {
+        Self { acceptor: Acceptor::new(options.handshake.clone()), hooks: options.hooks.clone() }
+    }
+
+    /// Takes bytes, however they are split; `None` means that the head is not complete.
+    ///
+    /// # Errors
+    ///
+    /// The response to write before the connection ends.
+    pub fn receive(&mut self, input: &[u8]) -> Result<Option<Admitted>, Refusal> {
+        let Some(request) = self.acceptor.receive(input)? else { return Ok(None) };
+        let admission = match &self.hooks.on_request {
+            Some(on_request) => on_request(&request)?,
+            None => Admission::by_path(&request)?,
+        };
+        // The hook may have chosen what was not offered, or admitted what is no upgrade.
+        let response = request.accept(admission.subprotocol.as_deref(), &[]).map_err(|error| match error {
+            rfc6455::AcceptError::Refused(refusal) => refusal,
+            _ => Refusal::new(500),
+        })?;
+        Ok(Some(Admitted { admission, response, rest: request.into_rest() }))
+    }
+}
+
+/// Which of `shards` hosts has a room (FNV-1a): the same in every process.
+pub fn shard_of(room: &RoomName, shards: usize) -> usize {
+    let hash = room.as_str().bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    // The upper bits: the lower ones of FNV are the weaker.
+    ((hash >> 32) as usize) % shards.max(1)
+}

@@ -1,0 +1,176 @@
+//! A Yjs WebSocket server: start it and point `y-websocket` at it.
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    str::FromStr,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use clap::Parser;
+use socket2::{Domain, Socket, Type};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tracing::{error, info, level_filters::LevelFilter, warn};
+use yrs_websocket::Event;
+use yrs_websocket_store::SqliteStore;
+use yrs_websocket_tokio::{Options, Service};
+
+/// Serves Yjs documents over WebSocket.
+#[derive(Debug, Parser)]
+#[command(version, after_help = "Clients: new WebsocketProvider('ws://127.0.0.1:1234', 'my-room', doc)")]
+struct Arguments {
+    /// Where to listen; port 0 takes a free one.
+    #[arg(long, default_value = "127.0.0.1:1234", value_name = "ADDRESS")]
+    listen: SocketAddr,
+    /// Where documents are kept: `sqlite:PATH`, or `memory`, which forgets them at the end.
+    #[arg(long, default_value = "sqlite:./yrs-websocket.sqlite3", value_name = "STORE")]
+    store: StoreUrl,
+    /// What is logged to stderr: off, error, warn, info, debug or trace.
+    #[arg(long, default_value = "info", value_name = "LEVEL")]
+    log: LevelFilter,
+}
+
+#[derive(Debug, Clone)]
+enum StoreUrl {
+    Memory,
+    Sqlite(PathBuf),
+}
+
+impl FromStr for StoreUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "memory" => Ok(Self::Memory),
+            Some(("sqlite", path)) if !path.is_empty() => Ok(Self::Sqlite(path.into())),
+            _ => Err("expected `memory` or `sqlite:PATH`".into()),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(arguments.log).with_target(false).init();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed("cannot start", &error),
+    };
+    match runtime.block_on(run(arguments)) {
+        Ok(exit_code) => exit_code,
+        Err(code) => code,
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<ExitCode, ExitCode> {
+    // Before anything is printed, so that whoever waits for the line below may send a signal at once.
+    let signals = signal(SignalKind::terminate()).and_then(|term| Ok((term, signal(SignalKind::interrupt())?)));
+    let (mut terminate, mut interrupt) = signals.map_err(|error| failed("cannot listen for signals", &error))?;
+    let service = start(&arguments)?;
+    let listener = listen(arguments.listen)
+        .map_err(|error| failed(&format!("cannot listen on {}", arguments.listen), &error))?;
+    let address = listener.local_addr().map_err(|error| failed("cannot tell the address", &error))?;
+    println!("yrs-websocket-server listens on ws://{address}");
+    println!("  new WebsocketProvider('ws://{address}', 'my-room', doc)");
+
+    tokio::select! {
+        result = service.serve(listener) => {
+            result.map_err(|error| failed("cannot accept connections", &error))?;
+        }
+        _ = terminate.recv() => info!("SIGTERM: draining"),
+        _ = interrupt.recv() => info!("SIGINT: draining"),
+    }
+    let ending = service.drain(deadline(DRAIN_TIME));
+    tokio::pin!(ending);
+    let drained = tokio::select! {
+        drained = &mut ending => drained,
+        _ = interrupt.recv() => {
+            warn!("SIGINT again: ending at once; what is not stored was not acknowledged");
+            return Err(ExitCode::FAILURE);
+        }
+    };
+    if drained.durable {
+        info!("everything is stored");
+        return Ok(ExitCode::SUCCESS);
+    }
+    error!("the store did not take every edit in {} s; their authors still have them", DRAIN_TIME.as_secs());
+    Err(ExitCode::FAILURE)
+}
+
+fn start(arguments: &Arguments) -> Result<Service, ExitCode> {
+    let mut options = Options::default();
+    options.hooks.on_event = Some(Arc::new(log));
+    let shards = thread::available_parallelism().map_or(1, Into::into);
+    let service = match &arguments.store {
+        StoreUrl::Memory => {
+            warn!("documents are kept in memory only");
+            Service::in_memory(options, shards)
+        }
+        StoreUrl::Sqlite(path) => {
+            let store = SqliteStore::open(path)
+                .map_err(|error| failed(&format!("cannot open the store {}", path.display()), &error))?;
+            info!("documents are kept in {}", path.display());
+            Service::with_store(options, shards, store)
+        }
+    };
+    service.map_err(|error| failed("cannot start", &error))
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    // A restart must not wait for the connections of the last run to time out.
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    TcpListener::from_std(socket.into())
+}
+
+fn log(event: &Event) {
+    match event {
+        Event::RoomOpened { room } => tracing::debug!(%room, "opened"),
+        Event::RoomClosed { room, unstored_bytes: 0 } => tracing::debug!(%room, "closed"),
+        Event::RoomClosed { room, unstored_bytes } => error!(%room, unstored_bytes, "closed before it was stored"),
+        Event::LoadFailed { room } => error!(%room, "the store cannot load it; clients are told to try again"),
+        Event::StoredUpdateMalformed { room, index, error } => {
+            error!(%room, index, %error, "a stored record does not read; the room is kept closed");
+        }
+        Event::Joined { room, connection } => tracing::debug!(%room, connection = connection.0, "joined"),
+        Event::Left { room, connection } => tracing::debug!(%room, connection = connection.0, "left"),
+        Event::WriteRefused { room, connection } => {
+            tracing::debug!(%room, connection = connection.0, "dropped a write of a read-only connection");
+        }
+        Event::UnknownMessage { room, connection, tag, .. } => {
+            tracing::debug!(%room, connection = connection.0, tag, "ignored a message of unknown type");
+        }
+        Event::StoreFailed { room, seq, retry_in } => {
+            warn!(%room, seq, ?retry_in, "a write failed and will be tried again; nothing in it is acknowledged");
+        }
+        Event::StoreLost { room } => error!(%room, "the store lost what it had confirmed; writing it once more"),
+        Event::Drained => tracing::debug!("drained"),
+        _ => tracing::debug!(?event),
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "the program reads the clock")]
+fn deadline(after: Duration) -> Instant {
+    Instant::now() + after
+}
+
+fn failed(what: &str, error: &dyn std::error::Error) -> ExitCode {
+    error!("{what}: {error}");
+    ExitCode::FAILURE
+}
+
+/// How long a drain may take; container runtimes send SIGKILL 10 s after SIGTERM.
+const DRAIN_TIME: Duration = Duration::from_secs(8);
+
+/// Connections that wait to be accepted: a restart brings all clients back at once, and tokio's default
+/// of 128 overflows.
+const BACKLOG: i32 = 4096;

@@ -1,0 +1,25 @@
+//! yrs-websocket on tokio.
+//!
+//! A [`Service`] has a number of shards, each a thread with a runtime of its own and a part of the
+//! rooms. A TCP connection is accepted and its request read on the caller's runtime; it then lives on
+//! the thread of its room's shard, so that a broadcast touches no other core.
+//!
+//! ```no_run
+//! use tokio::net::TcpListener;
+//! use yrs_websocket_tokio::{Options, Service};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> std::io::Result<()> {
+//! let service = Service::in_memory(Options::default(), 2)?;
+//! service.serve(TcpListener::bind("127.0.0.1:1234").await?).await
+//! # }
+//! ```
+//!
+//! A connection that somebody else has accepted, TLS or a web framework's upgrade, is served by
+//! [`Service::serve_stream`] and stays on the caller's runtime.
+
+mod connection;
+mod service;
+
+pub use service::{Drained, Service, serve};
+pub use yrs_websocket_host::{Admission, Admitted, Counters, Hooks, Options};

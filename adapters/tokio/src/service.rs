@@ -1,0 +1,322 @@
+use std::{
+    collections::hash_map::RandomState,
+    hash::{BuildHasher, Hasher},
+    io,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    runtime,
+    sync::{Notify, watch},
+    time,
+};
+use yrs_websocket::RoomName;
+use yrs_websocket_host::{Admitted, Completion, Counters, Host, Options, Storage, shard_of};
+use yrs_websocket_store::{MemoryStore, Store, StoreThread};
+
+use crate::connection::{self, Socket};
+
+/// Serves Yjs rooms on a listener, kept in memory, until the listener fails.
+///
+/// # Errors
+///
+/// If the threads cannot be started.
+pub async fn serve(listener: TcpListener, options: Options) -> io::Result<()> {
+    Service::in_memory(options, thread::available_parallelism().map_or(1, Into::into))?.serve(listener).await
+}
+
+/// A running server: rooms on shards, and their store.
+///
+/// Dropping the last handle ends it as a crash would: what is not durable is lost, and was not
+/// acknowledged. [`Service::drain`] ends it well.
+#[derive(Clone, Debug)]
+pub struct Service {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    options: Options,
+    shards: Arc<[Arc<Shard>]>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    store: Option<Arc<StoreThread<usize, yrs_websocket::journal::Squashed>>>,
+    accepting: watch::Sender<bool>,
+}
+
+/// What came of a drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drained {
+    /// Whether every edit that was received is durable. If not, those that are not were not
+    /// acknowledged either, and their authors still have them.
+    pub durable: bool,
+}
+
+/// One host, and the thread that owns most of its connections.
+#[derive(Debug)]
+pub(crate) struct Shard {
+    locked: Mutex<Locked>,
+    /// The next deadline has become earlier than the timer knows.
+    timer: Notify,
+    progress: Notify,
+    runtime: runtime::Handle,
+    stop: watch::Sender<bool>,
+}
+
+#[derive(Debug)]
+struct Locked {
+    host: Host<Socket>,
+    armed: Option<Instant>,
+}
+
+impl Service {
+    /// Starts a server that keeps its documents in memory.
+    ///
+    /// # Errors
+    ///
+    /// If a thread cannot be started.
+    pub fn in_memory(options: Options, shards: usize) -> io::Result<Self> {
+        Self::start(options, shards, None, |_| Storage::Inline(Box::new(MemoryStore::new())))
+    }
+
+    /// Starts a server over a store, which gets a thread of its own.
+    ///
+    /// # Errors
+    ///
+    /// If a thread cannot be started.
+    pub fn with_store(options: Options, shards: usize, store: impl Store) -> io::Result<Self> {
+        let started = Arc::new(OnceLock::<Arc<[Arc<Shard>]>>::new());
+        let shards_of_store = Arc::clone(&started);
+        let thread = StoreThread::spawn(store, move |mut completions: Vec<(usize, Completion)>| {
+            let Some(shards) = shards_of_store.get() else { return };
+            completions.sort_by_key(|(shard, _)| *shard);
+            let mut completions = completions.into_iter().peekable();
+            while let Some((shard, first)) = completions.next() {
+                let mut of_shard = vec![first];
+                while let Some((_, completion)) = completions.next_if(|(next, _)| *next == shard) {
+                    of_shard.push(completion);
+                }
+                shards[shard].with(|host, now| host.completed(now, of_shard));
+            }
+        })?;
+        let thread = Arc::new(thread);
+        let storage = |shard| Storage::Thread(Arc::clone(&thread), shard);
+        let service = Self::start(options, shards, Some(Arc::clone(&thread)), storage)?;
+        let _ = started.set(Arc::clone(&service.shared.shards));
+        Ok(service)
+    }
+
+    fn start(
+        options: Options,
+        shards: usize,
+        store: Option<Arc<StoreThread<usize, yrs_websocket::journal::Squashed>>>,
+        storage: impl Fn(usize) -> Storage,
+    ) -> io::Result<Self> {
+        let mut threads = Vec::new();
+        let shards = (0..shards.max(1)).map(|index| {
+            let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+            let shard = Arc::new(Shard {
+                locked: Mutex::new(Locked { host: Host::new(&options, storage(index), seed()), armed: None }),
+                timer: Notify::new(),
+                progress: Notify::new(),
+                runtime: runtime.handle().clone(),
+                stop: watch::Sender::new(false),
+            });
+            let timer = Arc::clone(&shard);
+            let name = format!("yrs-shard-{index}");
+            #[allow(clippy::disallowed_methods, reason = "an adapter starts the threads")]
+            threads.push(thread::Builder::new().name(name).spawn(move || runtime.block_on(timer.run_timer()))?);
+            Ok(shard)
+        });
+        let shards = shards.collect::<io::Result<Arc<[_]>>>()?;
+        let shared = Shared { options, shards, threads: Mutex::new(threads), store, accepting: watch::Sender::new(true) };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Accepts connections until [`Service::drain`] is called.
+    ///
+    /// # Errors
+    ///
+    /// None for now: a listener that fails to accept, for want of file descriptors say, is asked again
+    /// a moment later.
+    pub async fn serve(&self, listener: TcpListener) -> io::Result<()> {
+        let mut accepting = self.shared.accepting.subscribe();
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                _ = accepting.wait_for(|accepting| !accepting) => return Ok(()),
+            };
+            match accepted {
+                Ok((stream, _)) => drop(tokio::spawn(self.clone().serve_tcp(stream))),
+                Err(_) => time::sleep(ACCEPT_RETRY_DELAY).await,
+            }
+        }
+    }
+
+    /// Serves a connection that may be anything; reads its request first.
+    ///
+    /// # Errors
+    ///
+    /// Those of the stream before the upgrade; afterwards the end of the stream is the end.
+    pub async fn accept_stream(&self, mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+        match connection::read_request(&mut stream, &self.shared.options).await? {
+            Some(admitted) => self.serve_stream(stream, admitted).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Serves a connection whose upgrade has been made, or only read:
+    /// [`Admitted::after_upgrade`], or a [`yrs_websocket_host::Upgrade`]. Returns when it ends.
+    ///
+    /// # Errors
+    ///
+    /// Those of the stream.
+    pub async fn serve_stream(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
+        admitted: Admitted,
+    ) -> io::Result<()> {
+        connection::serve_stream(self.shard(admitted.room()), stream, admitted).await
+    }
+
+    /// Refuses connections from now on, makes everything durable, sends everybody away one after
+    /// another, and ends the threads; by the deadline if it comes to that.
+    pub async fn drain(&self, deadline: Instant) -> Drained {
+        self.shared.accepting.send_replace(false);
+        for shard in &*self.shared.shards {
+            shard.with(|host, now| host.drain(now, deadline));
+        }
+        let all = async {
+            for shard in &*self.shared.shards {
+                shard.drained().await;
+            }
+        };
+        let _ = time::timeout_at((deadline + DRAIN_GRACE).into(), all).await;
+        let mut durable = true;
+        for shard in &*self.shared.shards {
+            durable &= shard.with(|host, _| host.unstored_bytes() == 0);
+            shard.stop.send_replace(true);
+        }
+        let shared = Arc::clone(&self.shared);
+        let ended = tokio::task::spawn_blocking(move || {
+            if let Some(store) = &shared.store {
+                store.shutdown();
+            }
+            for thread in shared.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+                let _ = thread.join();
+            }
+        });
+        let _ = ended.await;
+        Drained { durable }
+    }
+
+    /// What has been counted, over all shards.
+    pub fn counters(&self) -> Counters {
+        let mut counters = Counters::default();
+        for shard in &*self.shared.shards {
+            counters.add(&shard.with(|host, _| host.counters()));
+        }
+        counters
+    }
+
+    /// Changes a document from the server's side; the room must be open.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`yrs_websocket::Server::edit`].
+    pub fn edit<R>(
+        &self,
+        room: &RoomName,
+        f: impl FnOnce(&mut yrs_websocket_host::TransactionMut<'_>) -> R,
+    ) -> Result<R, yrs_websocket::view::ViewError> {
+        self.shard(room).with(|host, now| host.edit(now, room, f))
+    }
+
+    async fn serve_tcp(self, mut stream: TcpStream) {
+        let _ = stream.set_nodelay(true);
+        let Ok(Some(admitted)) = connection::read_request(&mut stream, &self.shared.options).await else { return };
+        // It moves to the runtime of its room's shard.
+        let Ok(stream) = stream.into_std() else { return };
+        let shard = self.shard(admitted.room());
+        let runtime = shard.runtime.clone();
+        runtime.spawn(connection::serve_tcp(shard, stream, admitted));
+    }
+
+    fn shard(&self, room: &RoomName) -> Arc<Shard> {
+        let shards = &self.shared.shards;
+        Arc::clone(&shards[shard_of(room, shards.len())])
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        for shard in &*self.shards {
+            shard.stop.send_replace(true);
+        }
+    }
+}
+
+impl Shard {
+    /// Lets the host do something, and the timer know if something is due earlier now.
+    pub(crate) fn with<R>(&self, f: impl FnOnce(&mut Host<Socket>, Instant) -> R) -> R {
+        let mut locked = self.lock();
+        #[allow(clippy::disallowed_methods, reason = "an adapter reads the clock")]
+        let result = f(&mut locked.host, Instant::now());
+        let next = locked.host.next_timeout();
+        if next.is_some_and(|next| locked.armed.is_none_or(|armed| next < armed)) {
+            locked.armed = next;
+            self.timer.notify_one();
+        }
+        if locked.host.is_drained() {
+            self.progress.notify_one();
+        }
+        result
+    }
+
+    async fn run_timer(&self) {
+        let mut stop = self.stop.subscribe();
+        loop {
+            let next = {
+                let mut locked = self.lock();
+                locked.armed = locked.host.next_timeout();
+                locked.armed
+            };
+            let due = async {
+                match next {
+                    Some(next) => time::sleep_until(next.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = due => self.with(|host, now| host.timeout(now)),
+                () = self.timer.notified() => {}
+                _ = stop.wait_for(|stop| *stop) => return,
+            }
+        }
+    }
+
+    async fn drained(&self) {
+        while !self.lock().host.is_drained() {
+            self.progress.notified().await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Locked> {
+        // A hook of the application that panics takes its own connection's task down, not the shard.
+        self.locked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A number from the system: the standard library seeds its hash maps from it.
+fn seed() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+/// Time to look for a file descriptor again.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
+
+/// What close frames may take beyond the deadline of a drain.
+const DRAIN_GRACE: Duration = Duration::from_millis(500);

@@ -1,0 +1,1195 @@
+//! A room: a journal and those connected to it. Sync, fan-out, echo, flow.
+//!
+//! ```text
+//!             Loaded                     nobody here, nothing in flight,
+//!  Loading -----------> Live ------------------------------------------------> Closed
+//!     |                  ^ |             idle for `idle_delay`, or drained        ^
+//!     |                  '-' join, receive, stored, ...                           |
+//!     '-- LoadFailed, or what is stored does not read: peers are closed ----------'
+//! ```
+//!
+//! One connection in it:
+//!
+//! ```text
+//!            .---- Congested ----.   nothing is sent; what it was handed out is remembered
+//!            |                   v
+//!  Joined: Flowing           Congested --- `congestion_timeout` ---> closed with 1013
+//!            ^                   |
+//!            '---- Writable -----'   one diff of what it missed, presence that changed
+//! ```
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+use yrs::TransactionMut;
+
+use crate::{
+    Access, CloseReason, Config, ConnectionId, Echo, Event, Join, Output, Outputs, Recipients, RoomName,
+    awareness::{self, Awareness, AwarenessLimits},
+    journal::{Journal, JournalLimits, Received, Squashed},
+    message::Message,
+    random::Random,
+    update::{self, ClientId, ScanRules, SquashOptions, StateVector, Update},
+    view::{View, ViewError},
+};
+
+/// One room: see the [module](self) for its states.
+///
+/// [`Server`](crate::Server) routes its inputs to the rooms; a process with a single document may hold
+/// a `Room` by itself. The verbs are those of [`Input`](crate::Input), the outputs are pushed.
+#[derive(Debug)]
+pub struct Room {
+    name: RoomName,
+    config: Arc<Config>,
+    random: Random,
+    phase: Phase,
+    peers: BTreeMap<ConnectionId, Peer>,
+    journal: Journal,
+    awareness: Awareness,
+    view: Option<View>,
+    /// Changes that wait for the end of the flush interval.
+    batch: Vec<Change>,
+    batch_bytes: usize,
+    flush: Pace,
+    /// Ids whose presence changed since the last broadcast of presence.
+    presence: BTreeSet<ClientId>,
+    presence_flush: Pace,
+    storage: Storage,
+    /// Who has a question that waits for the store.
+    askers: BTreeSet<ConnectionId>,
+    answers: Vec<Answer>,
+    timers: Timers,
+    drain: Option<Drain>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Loading { waiting: Vec<(ConnectionId, Bytes)>, bytes: usize },
+    Live,
+    Closed,
+}
+
+#[derive(Debug)]
+struct Peer {
+    access: Access,
+    expires_at: Option<Instant>,
+    refusal_told: bool,
+    last_sent: Instant,
+    congestion: Option<Congestion>,
+    question: Option<Question>,
+}
+
+/// What is remembered about a peer whose outbox is full, instead of what it misses.
+#[derive(Debug)]
+struct Congestion {
+    since: Instant,
+    handed_out: StateVector,
+    missed: bool,
+    presence_version: u64,
+}
+
+/// A SyncStep1, or a catch-up, that cannot be answered yet.
+#[derive(Debug)]
+struct Question {
+    known: StateVector,
+    is_step1: bool,
+}
+
+/// An answer that others with the same state vector share.
+#[derive(Debug)]
+struct Answer {
+    version: u64,
+    known: StateVector,
+    is_step1: bool,
+    frames: SmallVec<[Bytes; 1]>,
+}
+
+/// A change as it arrived.
+#[derive(Debug)]
+struct Change {
+    author: Option<ConnectionId>,
+    update: Update,
+    /// The frame it came in, where that can go out as it is.
+    frame: Option<Bytes>,
+}
+
+/// When something that is sent at most once per interval may go out: the leading edge at once, what
+/// follows at the end of the interval.
+#[derive(Debug, Default)]
+struct Pace {
+    last: Option<Instant>,
+    due: Option<Instant>,
+}
+
+/// Deadlines that are looked at together; each may be earlier than needed, never later.
+#[derive(Debug, Default)]
+struct Timers {
+    keepalive: Option<Instant>,
+    presence: Option<Instant>,
+    congestion: Option<Instant>,
+    expiry: Option<Instant>,
+    view: Option<Instant>,
+    unload: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Drain {
+    deadline: Instant,
+    next_close: Instant,
+    step: Duration,
+}
+
+impl Room {
+    /// Makes a room that waits for [`Room::loaded`]; the caller loads it from the store.
+    pub fn new(config: Arc<Config>, name: RoomName, seed: u64) -> Self {
+        let awareness = Awareness::new(AwarenessLimits {
+            timeout: config.awareness_timeout,
+            ids_max: config.awareness_ids_max,
+            bytes_max: config.awareness_bytes_max,
+            own_ids_only: config.awareness_own_ids_only,
+        });
+        Self {
+            journal: Journal::new(JournalLimits { parked_bytes_max: config.parked_bytes_max }),
+            name,
+            config,
+            random: Random::new(seed),
+            phase: Phase::Loading { waiting: Vec::new(), bytes: 0 },
+            peers: BTreeMap::new(),
+            awareness,
+            view: None,
+            batch: Vec::new(),
+            batch_bytes: 0,
+            flush: Pace::default(),
+            presence: BTreeSet::new(),
+            presence_flush: Pace::default(),
+            storage: Storage::default(),
+            askers: BTreeSet::new(),
+            answers: Vec::new(),
+            timers: Timers::default(),
+            drain: None,
+        }
+    }
+
+    /// Takes a connection in. It is greeted with SyncStep1 and the presence of the others, at once or
+    /// when the room is loaded.
+    pub fn join(&mut self, now: Instant, join: Join, out: &mut Outputs) {
+        let Join { connection, access, expires_at, room: _ } = join;
+        if self.peers.contains_key(&connection) {
+            return;
+        }
+        if self.drain.is_some() || self.is_closed() {
+            return out.close(connection, CloseReason::Draining);
+        }
+        if self.peers.len() >= self.config.peers_per_room_max {
+            return out.close(connection, CloseReason::RoomFull);
+        }
+        let peer =
+            Peer { access, expires_at, refusal_told: false, last_sent: now, congestion: None, question: None };
+        self.peers.insert(connection, peer);
+        self.timers.unload = None;
+        soonest(&mut self.timers.expiry, expires_at);
+        soonest(&mut self.timers.keepalive, Some(now + self.config.keepalive));
+        out.event(Event::Joined { room: self.name.clone(), connection });
+        if matches!(self.phase, Phase::Live) {
+            self.greet(now, connection, out);
+        }
+    }
+
+    /// Takes a frame from a peer. What is malformed, or beyond a limit, closes that peer.
+    pub fn receive(&mut self, now: Instant, connection: ConnectionId, frame: Bytes, out: &mut Outputs) {
+        let Some(peer) = self.peers.get(&connection) else { return };
+        if is_due(peer.expires_at, now) {
+            return self.close(now, connection, CloseReason::AccessExpired, out);
+        }
+        if frame.len() > self.config.frame_len_max {
+            return self.close(now, connection, CloseReason::FrameTooLong, out);
+        }
+        match &mut self.phase {
+            Phase::Loading { waiting, bytes } => {
+                if *bytes + frame.len() + LOADING_FRAME_COST > self.config.loading_bytes_max {
+                    return self.close(now, connection, CloseReason::LoadingQueueFull, out);
+                }
+                *bytes += frame.len() + LOADING_FRAME_COST;
+                waiting.push((connection, frame));
+            }
+            Phase::Live => self.receive_live(now, connection, &frame, out),
+            Phase::Closed => {}
+        }
+    }
+
+    /// Stops sending to a peer whose outbox is full; remembers what it was handed out.
+    pub fn congested(&mut self, now: Instant, connection: ConnectionId) {
+        let handed_out = self.handed_out_to(connection);
+        let presence_version = self.awareness.version();
+        let Some(peer) = self.peers.get_mut(&connection) else { return };
+        if peer.congestion.is_some() {
+            return;
+        }
+        // Presence that waits for its flush counts as missed: its version is not yet handed out.
+        let presence_version = if self.presence.is_empty() { presence_version } else { 0 };
+        peer.congestion = Some(Congestion { since: now, handed_out, missed: false, presence_version });
+        soonest(&mut self.timers.congestion, Some(now + self.config.congestion_timeout));
+    }
+
+    /// Sends a peer whose outbox drained what it missed: one diff, and the presence that changed.
+    pub fn writable(&mut self, now: Instant, connection: ConnectionId, out: &mut Outputs) {
+        let Some(peer) = self.peers.get_mut(&connection) else { return };
+        let Some(congestion) = peer.congestion.take() else { return };
+        // A SyncStep1 that came meanwhile says what the peer really has, and its answer carries all.
+        let question = match peer.question.take() {
+            Some(question) if question.is_step1 => Some(question),
+            _ if congestion.missed => Some(Question { known: congestion.handed_out, is_step1: false }),
+            _ => None,
+        };
+        if let Some(question) = question {
+            self.answer_or_wait(now, connection, question, out);
+        }
+        if let Some(update) = self.awareness.encode_since(congestion.presence_version) {
+            self.send(now, connection, Message::Awareness(update).encode(), out);
+        }
+    }
+
+    /// Forgets a connection that is gone, and removes its presence.
+    pub fn disconnected(&mut self, now: Instant, connection: ConnectionId, out: &mut Outputs) {
+        if self.remove_peer(now, connection, out) {
+            self.after_change(now, out);
+        }
+    }
+
+    /// Changes what a connection may do from now on.
+    pub fn set_access(&mut self, connection: ConnectionId, access: Access, expires_at: Option<Instant>) {
+        if let Some(peer) = self.peers.get_mut(&connection) {
+            peer.access = access;
+            peer.expires_at = expires_at;
+            soonest(&mut self.timers.expiry, expires_at);
+        }
+    }
+
+    /// Takes what the store has of the room, and answers those who wait.
+    ///
+    /// Where a record does not read, the room closes as after [`Room::load_failed`]: serving the rest
+    /// would let peers overwrite what cannot be seen.
+    pub fn loaded(&mut self, now: Instant, updates: Vec<Bytes>, out: &mut Outputs) {
+        if !matches!(self.phase, Phase::Loading { .. }) {
+            return;
+        }
+        for (index, bytes) in updates.into_iter().enumerate() {
+            match Update::scan(bytes, &self.scan_rules()) {
+                Ok(update) => self.journal.restore(&update),
+                Err(error) => {
+                    out.event(Event::StoredUpdateMalformed { room: self.name.clone(), index, error });
+                    return self.close_all(now, CloseReason::LoadFailed, out);
+                }
+            }
+        }
+        let Phase::Loading { waiting, .. } = mem::replace(&mut self.phase, Phase::Live) else { return };
+        out.event(Event::RoomOpened { room: self.name.clone() });
+        for connection in self.peers.keys().copied().collect::<Vec<_>>() {
+            self.greet(now, connection, out);
+        }
+        for (connection, frame) in waiting {
+            self.receive_live(now, connection, &frame, out);
+        }
+        self.after_change(now, out);
+    }
+
+    /// Closes those who wait for a room that cannot be loaded; the room is then closed.
+    pub fn load_failed(&mut self, now: Instant, out: &mut Outputs) {
+        if matches!(self.phase, Phase::Loading { .. }) {
+            out.event(Event::LoadFailed { room: self.name.clone() });
+            self.close_all(now, CloseReason::LoadFailed, out);
+        }
+    }
+
+    /// Everything up to `seq` is durable: echoes what that acknowledges, writes what waited.
+    pub fn stored(&mut self, now: Instant, seq: u64, out: &mut Outputs) {
+        let Some(record) = self.storage.stored(seq) else { return };
+        let authors: Recipients = record
+            .authors
+            .iter()
+            .copied()
+            .filter(|author| offer(&mut self.peers, *author, now))
+            .collect();
+        if !authors.is_empty() {
+            out.send(authors, record.frame);
+        }
+        self.storage_advanced(now, out);
+    }
+
+    /// A squash is durable: its result takes the place of what it covered.
+    pub fn compacted(&mut self, now: Instant, seq: u64, squashed: Squashed, out: &mut Outputs) {
+        if self.storage.compacted(seq) {
+            self.journal.squashed(&squashed);
+            self.storage_advanced(now, out);
+        }
+    }
+
+    /// A write failed. It is tried again, in order, with growing delays, and nothing in it is
+    /// acknowledged before it succeeds.
+    ///
+    /// A `seq` that was reported as stored before says that the store has lost it: the room writes
+    /// everything it has once more, and asks all peers for what they have.
+    pub fn store_failed(&mut self, now: Instant, seq: u64, out: &mut Outputs) {
+        let lost = seq <= self.storage.durable && !self.storage.is_compacting();
+        if lost {
+            if matches!(self.phase, Phase::Live) {
+                self.rewrite(now, out);
+            }
+            return;
+        }
+        if let Some(delay) = self.storage.failed(now, seq, &self.config, &mut self.random) {
+            out.event(Event::StoreFailed { room: self.name.clone(), seq, retry_in: delay });
+        }
+    }
+
+    /// Refuses joins from now on, flushes, and closes the peers one after another from `first_close`
+    /// on, `step` apart, each after its edits are durable; all of them at `deadline`.
+    pub fn drain(&mut self, now: Instant, first_close: Instant, step: Duration, deadline: Instant, out: &mut Outputs) {
+        if self.drain.is_some() {
+            return;
+        }
+        self.drain = Some(Drain { deadline, next_close: first_close, step });
+        if self.is_live() {
+            self.flush(now, out);
+            self.after_change(now, out);
+        } else if !self.is_closed() {
+            self.close_all(now, CloseReason::Draining, out);
+            out.event(Event::RoomClosed { room: self.name.clone(), unstored_bytes: 0 });
+        }
+    }
+
+    /// Does what is due. Calling early, or twice, is harmless.
+    pub fn timeout(&mut self, now: Instant, out: &mut Outputs) {
+        if is_due(self.timers.expiry, now) {
+            self.close_expired(now, out);
+        }
+        if is_due(self.flush.due, now) {
+            self.flush(now, out);
+        }
+        if is_due(self.timers.presence, now) {
+            let expired = self.awareness.expire(now);
+            self.timers.presence = self.awareness.next_expiry();
+            self.presence_changed(now, expired, out);
+        }
+        if is_due(self.presence_flush.due, now) {
+            self.flush_presence(now, out);
+        }
+        if is_due(self.timers.congestion, now) {
+            self.close_congested(now, out);
+        }
+        if is_due(self.timers.keepalive, now) {
+            self.keep_alive(now, out);
+        }
+        if is_due(self.timers.view, now) {
+            let kept_until = self.view.as_ref().map(|view| view.used() + self.config.view_delay);
+            self.timers.view = kept_until.filter(|kept_until| *kept_until > now);
+            if self.timers.view.is_none() {
+                self.view = None;
+            }
+        }
+        if is_due(self.storage.retry_at, now) {
+            self.storage.retry_at = None;
+            self.storage.write(&self.name, out);
+        }
+        self.after_change(now, out);
+    }
+
+    /// When [`Room::timeout`] has something to do.
+    pub fn next_timeout(&self) -> Option<Instant> {
+        let timers = &self.timers;
+        [
+            self.flush.due,
+            self.presence_flush.due,
+            self.storage.retry_at,
+            timers.keepalive,
+            timers.presence,
+            timers.congestion,
+            timers.expiry,
+            timers.view,
+            timers.unload,
+            self.drain.as_ref().map(|drain| drain.next_close.min(drain.deadline)),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Changes the document from the server's side; broadcast and stored like any other change.
+    pub fn edit<R>(
+        &mut self,
+        now: Instant,
+        f: impl FnOnce(&mut TransactionMut<'_>) -> R,
+        out: &mut Outputs,
+    ) -> Result<R, ViewError> {
+        self.catch_up_view(now)?;
+        // Taken out while `f` runs: if that panics, a half-edited document is gone with it.
+        let mut view = self.view.take().expect("it has just caught up");
+        let (result, update) = view.edit(f);
+        let update = Update::scan(update, &self.scan_rules()).map_err(|_| ViewError::NotEncodable)?;
+        self.view = Some(view);
+        if !update.is_empty() {
+            self.change(now, None, &update, None, out);
+            self.after_change(now, out);
+        }
+        Ok(result)
+    }
+
+    /// Reads the document.
+    pub fn read<R>(&mut self, now: Instant, f: impl FnOnce(&yrs::Transaction<'_>) -> R) -> Result<R, ViewError> {
+        self.catch_up_view(now)?;
+        Ok(self.view.as_ref().expect("it has just caught up").read(f))
+    }
+
+    /// The name of the room.
+    pub fn name(&self) -> &RoomName {
+        &self.name
+    }
+
+    /// What the room has.
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// Who is present.
+    pub fn awareness(&self) -> &Awareness {
+        &self.awareness
+    }
+
+    /// Who is connected, in order of their ids.
+    pub fn connections(&self) -> impl ExactSizeIterator<Item = ConnectionId> + '_ {
+        self.peers.keys().copied()
+    }
+
+    /// Whether the store has been read.
+    pub fn is_live(&self) -> bool {
+        matches!(self.phase, Phase::Live)
+    }
+
+    /// Whether the room has ended: everybody left, nothing is in flight.
+    pub fn is_closed(&self) -> bool {
+        matches!(self.phase, Phase::Closed)
+    }
+
+    /// Bytes of edits that the store has not confirmed.
+    pub fn unstored_bytes(&self) -> usize {
+        self.batch_bytes + self.storage.bytes
+    }
+
+    fn receive_live(&mut self, now: Instant, connection: ConnectionId, frame: &Bytes, out: &mut Outputs) {
+        for message in Message::decode(frame) {
+            // An earlier message of the frame may have closed it.
+            if !self.peers.contains_key(&connection) {
+                return;
+            }
+            let message = match message {
+                Ok(message) => message,
+                Err(error) => return self.close(now, connection, CloseReason::Message(error), out),
+            };
+            match message {
+                Message::SyncStep1(state_vector) => match StateVector::decode(&state_vector) {
+                    Ok(known) => {
+                        self.answer_or_wait(now, connection, Question { known, is_step1: true }, out);
+                    }
+                    Err(error) => return self.close(now, connection, CloseReason::Update(error), out),
+                },
+                Message::Update(update) => {
+                    let reusable = frame.len() == UPDATE_HEAD_LEN + var_uint_len(update.len()) + update.len();
+                    let frame = reusable.then(|| frame.clone());
+                    self.write(now, connection, update, frame, out);
+                }
+                Message::SyncStep2(update) => self.write(now, connection, update, None, out),
+                Message::Awareness(update) => match awareness::decode(&update, self.config.depth_max) {
+                    Ok(entries) => self.announce(now, connection, entries, out),
+                    Err(error) => return self.close(now, connection, CloseReason::Awareness(error), out),
+                },
+                Message::QueryAwareness => {
+                    if let Some(update) = self.awareness.encode_present() {
+                        self.send(now, connection, Message::Awareness(update).encode(), out);
+                    }
+                }
+                // A client has nobody to deny anything to.
+                Message::PermissionDenied(_) => {}
+                Message::Unknown { tag, payload } => {
+                    out.event(Event::UnknownMessage { room: self.name.clone(), connection, tag, payload });
+                }
+            }
+        }
+        self.after_change(now, out);
+    }
+
+    fn write(
+        &mut self,
+        now: Instant,
+        connection: ConnectionId,
+        update: Bytes,
+        frame: Option<Bytes>,
+        out: &mut Outputs,
+    ) {
+        let update = match Update::scan(update, &self.scan_rules()) {
+            Ok(update) => update,
+            Err(error) => return self.close(now, connection, CloseReason::Update(error), out),
+        };
+        if update.is_empty() {
+            return;
+        }
+        let peer = self.peers.get_mut(&connection).expect("the caller has just looked it up");
+        if peer.access == Access::ReadOnly {
+            out.event(Event::WriteRefused { room: self.name.clone(), connection });
+            if !mem::replace(&mut peer.refusal_told, true) {
+                let told = Message::PermissionDenied(READ_ONLY.to_owned()).encode();
+                self.send(now, connection, told, out);
+            }
+            return;
+        }
+        if self.unstored_bytes() + update.bytes().len() > self.config.unstored_bytes_max {
+            return self.close(now, connection, CloseReason::StoreOverloaded, out);
+        }
+        self.change(now, Some(connection), &update, frame, out);
+    }
+
+    /// Takes what is new of an update into the journal and the batch.
+    fn change(
+        &mut self,
+        now: Instant,
+        author: Option<ConnectionId>,
+        update: &Update,
+        frame: Option<Bytes>,
+        out: &mut Outputs,
+    ) {
+        let new = match self.journal.receive(update) {
+            Received::Nothing => return,
+            Received::New(new) => new,
+            Received::Overflow => {
+                // The sender has what is missing, or can name who has: ask once more.
+                let state_vector = self.journal.state_vector().encode();
+                if let Some(author) = author {
+                    self.send(now, author, Message::SyncStep1(state_vector).encode(), out);
+                }
+                return;
+            }
+        };
+        let frame = frame.filter(|_| std::ptr::eq(&new.bytes()[..], &update.bytes()[..]));
+        self.batch_bytes += new.bytes().len();
+        self.batch.push(Change { author, update: new, frame });
+        if self.batch_bytes >= self.config.flush_bytes || self.flush.is_ready(now, self.config.flush_interval) {
+            self.flush(now, out);
+        }
+    }
+
+    /// Sends the batch to everybody but its authors, hands it to the store.
+    fn flush(&mut self, now: Instant, out: &mut Outputs) {
+        self.flush.due = None;
+        if self.batch.is_empty() {
+            return;
+        }
+        self.flush.last = Some(now);
+        self.batch_bytes = 0;
+        let mut batch = mem::take(&mut self.batch);
+        let mut authors: SmallVec<[ConnectionId; 2]> = batch.iter().filter_map(|change| change.author).collect();
+        authors.sort_unstable();
+        authors.dedup();
+        let (update, frame) = if batch.len() == 1 {
+            let Change { update, frame, .. } = batch.pop().expect("it has one");
+            let frame = frame.unwrap_or_else(|| Message::Update(update.bytes().clone()).encode());
+            (update, frame)
+        } else {
+            let updates: Vec<_> = batch.iter().map(|change| change.update.clone()).collect();
+            let update = update::join(&updates);
+            let frame = Message::Update(update.bytes().clone()).encode();
+            (update, frame)
+        };
+        let immediate = self.config.echo == Echo::Immediate;
+        let mut recipients = Recipients::default();
+        for (&connection, peer) in &mut self.peers {
+            let gets_all = immediate || authors.binary_search(&connection).is_err();
+            if gets_all && peer.offer(now) {
+                recipients.push(connection);
+            }
+        }
+        if !recipients.is_empty() {
+            out.send(recipients, frame.clone());
+        }
+        if !immediate && !batch.is_empty() {
+            for &author in &authors {
+                self.send_others(now, author, &batch, out);
+            }
+        }
+        if self.config.echo != Echo::Durable {
+            authors.clear();
+        }
+        self.storage.push(Record { update, frame, authors });
+        self.storage.write(&self.name, out);
+    }
+
+    /// Sends the author of a part of the batch the rest of it: its own edits wait for the store.
+    fn send_others(&mut self, now: Instant, author: ConnectionId, batch: &[Change], out: &mut Outputs) {
+        let others: Vec<_> = batch.iter().filter(|change| change.author != Some(author)).collect();
+        let frame = match &others[..] {
+            [] => return,
+            [Change { frame: Some(frame), .. }] => frame.clone(),
+            _ => {
+                let updates: Vec<_> = others.iter().map(|change| change.update.clone()).collect();
+                Message::Update(update::join(&updates).bytes().clone()).encode()
+            }
+        };
+        self.send(now, author, frame, out);
+    }
+
+    fn announce(
+        &mut self,
+        now: Instant,
+        connection: ConnectionId,
+        entries: Vec<awareness::AwarenessEntry>,
+        out: &mut Outputs,
+    ) {
+        let (announced, result) = self.awareness.apply(now, connection, entries);
+        if !announced.outdated.is_empty()
+            && let Some(update) = self.awareness.encode(&announced.outdated)
+        {
+            self.send(now, connection, Message::Awareness(update).encode(), out);
+        }
+        soonest(&mut self.timers.presence, Some(now + self.config.awareness_timeout));
+        self.presence_changed(now, announced.changed, out);
+        if let Err(limit) = result {
+            self.close(now, connection, CloseReason::AwarenessLimit(limit), out);
+        }
+    }
+
+    fn presence_changed(&mut self, now: Instant, changed: BTreeSet<ClientId>, out: &mut Outputs) {
+        if changed.is_empty() {
+            return;
+        }
+        self.presence.extend(changed);
+        if self.presence_flush.is_ready(now, self.config.awareness_interval) {
+            self.flush_presence(now, out);
+        }
+    }
+
+    /// Sends the presence that changed to everybody, those it is about included: the echo keeps
+    /// `y-websocket` from closing an idle connection.
+    fn flush_presence(&mut self, now: Instant, out: &mut Outputs) {
+        self.presence_flush.due = None;
+        let Some(update) = self.awareness.encode(&mem::take(&mut self.presence)) else { return };
+        self.presence_flush.last = Some(now);
+        self.broadcast(now, &Message::Awareness(update), out);
+    }
+
+    fn greet(&mut self, now: Instant, connection: ConnectionId, out: &mut Outputs) {
+        let state_vector = self.journal.state_vector().encode();
+        self.send(now, connection, Message::SyncStep1(state_vector).encode(), out);
+        if let Some(update) = self.awareness.encode_present() {
+            self.send(now, connection, Message::Awareness(update).encode(), out);
+        }
+    }
+
+    /// Answers with what the asker lacks, unless that might acknowledge its own edit before the store
+    /// has it, or it is congested; then the question is remembered.
+    fn answer_or_wait(&mut self, now: Instant, connection: ConnectionId, question: Question, out: &mut Outputs) {
+        let waits = self.would_acknowledge(connection, &question.known);
+        let Some(peer) = self.peers.get_mut(&connection) else { return };
+        if peer.congestion.is_some() {
+            peer.question = Some(question);
+            return;
+        }
+        if waits {
+            let is_step1 = question.is_step1 || peer.question.as_ref().is_some_and(|earlier| earlier.is_step1);
+            peer.question = Some(Question { is_step1, ..question });
+            self.askers.insert(connection);
+            return;
+        }
+        let version = self.journal.version();
+        let cached = self.answers.iter().find(|answer| {
+            answer.version == version && answer.is_step1 == question.is_step1 && answer.known == question.known
+        });
+        let frames = cached.map(|answer| answer.frames.clone());
+        let frames = frames.unwrap_or_else(|| self.answer(question));
+        for frame in frames {
+            self.send(now, connection, frame, out);
+        }
+    }
+
+    fn answer(&mut self, question: Question) -> SmallVec<[Bytes; 1]> {
+        let diff = self.journal.diff(&question.known);
+        let mut frames: SmallVec<[Bytes; 1]> =
+            diff.conflicting.iter().map(|update| Message::Update(update.bytes().clone()).encode()).collect();
+        let main = diff.main.bytes().clone();
+        let main = if question.is_step1 { Message::SyncStep2(main) } else { Message::Update(main) };
+        frames.push(main.encode());
+        let version = self.journal.version();
+        self.answers.retain(|answer| answer.version == version);
+        self.answers.truncate(ANSWERS_MAX - 1);
+        let Question { known, is_step1 } = question;
+        self.answers.push(Answer { version, known, is_step1, frames: frames.clone() });
+        frames
+    }
+
+    /// Whether an answer might tell the asker that its own edit is stored although it is not.
+    fn would_acknowledge(&self, connection: ConnectionId, known: &StateVector) -> bool {
+        if self.config.echo != Echo::Durable {
+            return false;
+        }
+        if self.owes_echo(connection) {
+            return true;
+        }
+        // The author may have come back under another connection: it then knows the edit.
+        let unstored = self.batch.iter().map(|change| &change.update).chain(self.storage.unstored());
+        !known.is_empty()
+            && unstored.into_iter().any(|update| {
+                let has_deletes = update.deletes().next().is_some();
+                has_deletes || update.inserts().any(|(client, range)| known.clock(client) > range.start)
+            })
+    }
+
+    /// Whether the store has yet to confirm an edit by `connection`.
+    fn owes_echo(&self, connection: ConnectionId) -> bool {
+        self.config.echo == Echo::Durable
+            && (self.batch.iter().any(|change| change.author == Some(connection))
+                || self.storage.is_author(connection))
+    }
+
+    /// The state vector of what a peer was sent, or knows because it wrote it and was told so.
+    fn handed_out_to(&self, connection: ConnectionId) -> StateVector {
+        let mut handed_out = self.journal.state_vector().clone();
+        let unsent = self.batch.iter().map(|change| &change.update);
+        for update in unsent.chain(self.storage.unechoed(connection)) {
+            for (client, range) in update.inserts() {
+                if handed_out.clock(client) > range.start {
+                    handed_out.set(client, range.start);
+                }
+            }
+        }
+        handed_out
+    }
+
+    fn storage_advanced(&mut self, now: Instant, out: &mut Outputs) {
+        self.storage.write(&self.name, out);
+        for connection in mem::take(&mut self.askers) {
+            if let Some(peer) = self.peers.get_mut(&connection)
+                && peer.congestion.is_none()
+                && let Some(question) = peer.question.take()
+            {
+                self.answer_or_wait(now, connection, question, out);
+            }
+        }
+        self.after_change(now, out);
+    }
+
+    /// Writes everything once more after the store has lost what it had confirmed, and asks everybody.
+    fn rewrite(&mut self, now: Instant, out: &mut Outputs) {
+        out.event(Event::StoreLost { room: self.name.clone() });
+        let diff = self.journal.diff(&StateVector::default());
+        for update in diff.conflicting.into_iter().chain([diff.main]) {
+            let frame = Message::Update(update.bytes().clone()).encode();
+            self.storage.push(Record { update, frame, authors: SmallVec::new() });
+        }
+        self.storage.write(&self.name, out);
+        let state_vector = self.journal.state_vector().encode();
+        self.broadcast(now, &Message::SyncStep1(state_vector), out);
+    }
+
+    /// Squashes, drains and unloads where the last input has made that possible.
+    fn after_change(&mut self, now: Instant, out: &mut Outputs) {
+        if !self.is_live() {
+            return;
+        }
+        if self.drain.is_some() {
+            return self.drain_further(now, out);
+        }
+        let unload_due = is_due(self.timers.unload, now);
+        if self.storage.is_quiet() && self.storage.may_compact(now) {
+            let (count, bytes) = (self.journal.tail_count(), self.journal.tail_bytes());
+            let snapshot = self.journal.snapshot_bytes();
+            let config = &self.config;
+            let long = count >= config.squash_count.max(snapshot / SQUASH_BYTES_PER_UPDATE)
+                || bytes >= config.squash_bytes.max(snapshot);
+            if long || (unload_due && count >= UNLOAD_SQUASH_COUNT) {
+                let squash = self.journal.squash(SquashOptions { collect: config.collect });
+                let seq = self.storage.compact();
+                out.push(Output::Compact { room: self.name.clone(), seq, squash });
+            }
+        }
+        if !self.peers.is_empty() {
+            return;
+        }
+        let is_quiet = self.storage.is_quiet() && self.batch.is_empty();
+        if unload_due && is_quiet {
+            self.phase = Phase::Closed;
+            self.timers = Timers::default();
+            out.event(Event::RoomClosed { room: self.name.clone(), unstored_bytes: 0 });
+        } else if self.timers.unload.is_none() {
+            self.timers.unload = Some(now + self.config.idle_delay);
+        } else if unload_due {
+            // Something is in flight: its end comes by here, and the deadline must not spin.
+            self.timers.unload = Some(now + self.config.idle_delay);
+        }
+    }
+
+    fn drain_further(&mut self, now: Instant, out: &mut Outputs) {
+        let Some(&Drain { deadline, mut next_close, step }) = self.drain.as_ref() else { return };
+        let is_late = now >= deadline;
+        if is_late {
+            self.flush(now, out);
+        }
+        for connection in self.peers.keys().copied().collect::<Vec<_>>() {
+            if !is_late && (now < next_close || self.owes_echo(connection)) {
+                continue;
+            }
+            next_close += step;
+            self.remove_peer(now, connection, out);
+            out.close(connection, CloseReason::Draining);
+        }
+        if let Some(drain) = &mut self.drain {
+            // Those that are left wait for their turn, or for the store, whose answer comes by here.
+            drain.next_close = if next_close > now { next_close } else { deadline };
+        }
+        let unstored_bytes = self.unstored_bytes();
+        if self.peers.is_empty() && (is_late || (self.storage.is_quiet() && self.batch.is_empty())) {
+            self.phase = Phase::Closed;
+            self.timers = Timers::default();
+            self.drain = None;
+            out.event(Event::RoomClosed { room: self.name.clone(), unstored_bytes });
+        }
+    }
+
+    fn close_expired(&mut self, now: Instant, out: &mut Outputs) {
+        let expired: Vec<_> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| is_due(peer.expires_at, now))
+            .map(|(connection, _)| *connection)
+            .collect();
+        for connection in expired {
+            self.close(now, connection, CloseReason::AccessExpired, out);
+        }
+        self.timers.expiry = self.peers.values().filter_map(|peer| peer.expires_at).min();
+    }
+
+    fn close_congested(&mut self, now: Instant, out: &mut Outputs) {
+        let timeout = self.config.congestion_timeout;
+        let since = |peer: &Peer| peer.congestion.as_ref().map(|congestion| congestion.since + timeout);
+        let late: Vec<_> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| is_due(since(peer), now))
+            .map(|(connection, _)| *connection)
+            .collect();
+        for connection in late {
+            self.close(now, connection, CloseReason::Congested, out);
+        }
+        self.timers.congestion = self.peers.values().filter_map(since).min();
+    }
+
+    fn keep_alive(&mut self, now: Instant, out: &mut Outputs) {
+        let keepalive = self.config.keepalive;
+        let mut silent = Recipients::default();
+        for (&connection, peer) in &mut self.peers {
+            if now.saturating_duration_since(peer.last_sent) >= keepalive && peer.offer(now) {
+                silent.push(connection);
+            }
+        }
+        if !silent.is_empty() {
+            out.send(silent, Bytes::from_static(&EMPTY_AWARENESS));
+        }
+        // A room in which nothing happens keeps no encoded answer.
+        let version = self.journal.version();
+        self.answers.retain(|answer| answer.version == version && self.peers.len() > 1);
+        let flowing = self.peers.values().filter(|peer| peer.congestion.is_none());
+        self.timers.keepalive = flowing.map(|peer| peer.last_sent + keepalive).min();
+    }
+
+    fn close(&mut self, now: Instant, connection: ConnectionId, reason: CloseReason, out: &mut Outputs) {
+        if self.remove_peer(now, connection, out) {
+            out.close(connection, reason);
+            self.after_change(now, out);
+        }
+    }
+
+    fn close_all(&mut self, now: Instant, reason: CloseReason, out: &mut Outputs) {
+        self.phase = Phase::Closed;
+        for connection in self.peers.keys().copied().collect::<Vec<_>>() {
+            self.remove_peer(now, connection, out);
+            out.close(connection, reason.clone());
+        }
+        self.timers = Timers::default();
+    }
+
+    fn remove_peer(&mut self, now: Instant, connection: ConnectionId, out: &mut Outputs) -> bool {
+        if self.peers.remove(&connection).is_none() {
+            return false;
+        }
+        self.askers.remove(&connection);
+        if let Phase::Loading { waiting, bytes } = &mut self.phase {
+            waiting.retain(|(from, _)| *from != connection);
+            *bytes = waiting.iter().map(|(_, frame)| frame.len() + LOADING_FRAME_COST).sum();
+        }
+        out.event(Event::Left { room: self.name.clone(), connection });
+        let gone = self.awareness.leave(now, connection);
+        self.presence_changed(now, gone, out);
+        true
+    }
+
+    fn send(&mut self, now: Instant, to: ConnectionId, frame: Bytes, out: &mut Outputs) {
+        if offer(&mut self.peers, to, now) {
+            out.send(Recipients::from(to), frame);
+        }
+    }
+
+    fn broadcast(&mut self, now: Instant, message: &Message, out: &mut Outputs) {
+        let mut everybody = Recipients::default();
+        for (&connection, peer) in &mut self.peers {
+            if peer.offer(now) {
+                everybody.push(connection);
+            }
+        }
+        if !everybody.is_empty() {
+            out.send(everybody, message.encode());
+        }
+    }
+
+    fn catch_up_view(&mut self, now: Instant) -> Result<(), ViewError> {
+        if !self.is_live() {
+            return Err(ViewError::RoomNotOpen);
+        }
+        let mut view = match self.view.take() {
+            Some(view) => view,
+            None => View::new(now, self.random.client_id(self.journal.state_vector())),
+        };
+        view.catch_up(now, &self.journal)?;
+        soonest(&mut self.timers.view, Some(now + self.config.view_delay));
+        self.view = Some(view);
+        Ok(())
+    }
+
+    fn scan_rules(&self) -> ScanRules {
+        ScanRules { depth_max: self.config.depth_max, weak_links: self.config.weak_links }
+    }
+}
+
+impl Peer {
+    /// Marks that a frame is sent now; a congested peer is marked as having missed it instead.
+    fn offer(&mut self, now: Instant) -> bool {
+        match &mut self.congestion {
+            Some(congestion) => {
+                congestion.missed = true;
+                false
+            }
+            None => {
+                self.last_sent = now;
+                true
+            }
+        }
+    }
+}
+
+impl Pace {
+    /// Whether it may go out now; if not, it is due at the end of the interval.
+    fn is_ready(&mut self, now: Instant, interval: Duration) -> bool {
+        let ready_at = self.last.map_or(now, |last| last + interval);
+        if ready_at > now {
+            self.due = Some(ready_at);
+        }
+        ready_at <= now
+    }
+}
+
+/// What the store has, and what is on its way there.
+///
+/// At most one write per room is outstanding; what is flushed meanwhile becomes the next one. The
+/// store's queue is thus bounded, and its batches grow by themselves when it is slow.
+///
+/// ```text
+///           write                    Stored
+///  Quiet ----------> Appending ----------------> Quiet, or the next write
+///    |  ^               |
+///    |  |               '--- StoreFailed ---> Failed --- retry_at ---> Appending, same seq
+///    |  '--- Compacted, StoreFailed ---.
+///    '------ compact ---> Compacting --'
+/// ```
+#[derive(Debug, Default)]
+struct Storage {
+    /// Everything up to here is durable.
+    durable: u64,
+    outstanding: Option<Outstanding>,
+    /// Flushed records for the next append.
+    waiting: Vec<Record>,
+    /// Bytes of updates outstanding and waiting.
+    bytes: usize,
+    retry_at: Option<Instant>,
+    retry_delay: Option<Duration>,
+    compact_after: Option<Instant>,
+}
+
+#[derive(Debug)]
+enum Outstanding {
+    Append(Record),
+    Compact,
+}
+
+/// One append, or a part of one.
+#[derive(Debug)]
+struct Record {
+    update: Update,
+    /// What its authors get back.
+    frame: Bytes,
+    authors: SmallVec<[ConnectionId; 2]>,
+}
+
+impl Storage {
+    fn push(&mut self, record: Record) {
+        self.bytes += record.update.bytes().len();
+        self.waiting.push(record);
+    }
+
+    /// Appends what waits, unless a write is outstanding or failed a moment ago.
+    fn write(&mut self, room: &RoomName, out: &mut Outputs) {
+        if self.outstanding.is_some() || self.retry_at.is_some() || self.waiting.is_empty() {
+            return;
+        }
+        let record = Record::join(mem::take(&mut self.waiting));
+        let update = record.update.bytes().clone();
+        self.bytes = update.len();
+        self.outstanding = Some(Outstanding::Append(record));
+        out.push(Output::Append { room: room.clone(), seq: self.durable + 1, update });
+    }
+
+    fn compact(&mut self) -> u64 {
+        self.outstanding = Some(Outstanding::Compact);
+        self.durable
+    }
+
+    fn stored(&mut self, seq: u64) -> Option<Record> {
+        if seq != self.durable + 1 || !matches!(self.outstanding, Some(Outstanding::Append(_))) {
+            return None;
+        }
+        let Some(Outstanding::Append(record)) = self.outstanding.take() else { return None };
+        self.durable = seq;
+        self.retry_delay = None;
+        self.bytes -= record.update.bytes().len();
+        Some(record)
+    }
+
+    fn compacted(&mut self, seq: u64) -> bool {
+        let expected = seq == self.durable && self.is_compacting();
+        if expected {
+            self.outstanding = None;
+            self.retry_delay = None;
+        }
+        expected
+    }
+
+    /// Schedules the write once more; says when.
+    fn failed(&mut self, now: Instant, seq: u64, config: &Config, random: &mut Random) -> Option<Duration> {
+        let expected = match &self.outstanding {
+            Some(Outstanding::Append(_)) => seq == self.durable + 1,
+            Some(Outstanding::Compact) => seq == self.durable,
+            None => false,
+        };
+        if !expected {
+            return None;
+        }
+        let delay = self.retry_delay.map_or(config.retry_delay_min, |last| (last * 2).min(config.retry_delay_max));
+        self.retry_delay = Some(delay);
+        let delay = delay.mul_f64(1.0 + random.fraction() / 4.0);
+        match self.outstanding.take() {
+            Some(Outstanding::Append(record)) => {
+                self.waiting.insert(0, record);
+                self.retry_at = Some(now + delay);
+            }
+            Some(Outstanding::Compact) => self.compact_after = Some(now + config.retry_delay_max),
+            None => {}
+        }
+        Some(delay)
+    }
+
+    fn is_compacting(&self) -> bool {
+        matches!(self.outstanding, Some(Outstanding::Compact))
+    }
+
+    /// Whether nothing is in flight or waits.
+    fn is_quiet(&self) -> bool {
+        self.outstanding.is_none() && self.waiting.is_empty()
+    }
+
+    fn may_compact(&self, now: Instant) -> bool {
+        self.compact_after.is_none_or(|after| now >= after)
+    }
+
+    fn records(&self) -> impl Iterator<Item = &Record> {
+        let outstanding = match &self.outstanding {
+            Some(Outstanding::Append(record)) => Some(record),
+            Some(Outstanding::Compact) | None => None,
+        };
+        outstanding.into_iter().chain(&self.waiting)
+    }
+
+    fn unstored(&self) -> impl Iterator<Item = &Update> {
+        self.records().map(|record| &record.update)
+    }
+
+    fn unechoed(&self, author: ConnectionId) -> impl Iterator<Item = &Update> {
+        self.records().filter(move |record| record.authors.contains(&author)).map(|record| &record.update)
+    }
+
+    fn is_author(&self, connection: ConnectionId) -> bool {
+        self.records().any(|record| record.authors.contains(&connection))
+    }
+}
+
+impl Record {
+    fn join(mut records: Vec<Self>) -> Self {
+        if records.len() == 1 {
+            return records.pop().expect("it has one");
+        }
+        let updates: Vec<_> = records.iter().map(|record| record.update.clone()).collect();
+        let mut authors: SmallVec<[ConnectionId; 2]> =
+            records.into_iter().flat_map(|record| record.authors).collect();
+        authors.sort_unstable();
+        authors.dedup();
+        let update = update::join(&updates);
+        Self { frame: Message::Update(update.bytes().clone()).encode(), update, authors }
+    }
+}
+
+fn offer(peers: &mut BTreeMap<ConnectionId, Peer>, connection: ConnectionId, now: Instant) -> bool {
+    peers.get_mut(&connection).is_some_and(|peer| peer.offer(now))
+}
+
+fn is_due(deadline: Option<Instant>, now: Instant) -> bool {
+    deadline.is_some_and(|deadline| deadline <= now)
+}
+
+fn soonest(timer: &mut Option<Instant>, deadline: Option<Instant>) {
+    if let Some(deadline) = deadline {
+        *timer = Some(timer.map_or(deadline, |timer| timer.min(deadline)));
+    }
+}
+
+fn var_uint_len(value: usize) -> usize {
+    (usize::BITS - (value | 1).leading_zeros()).div_ceil(7) as usize
+}
+
+/// `00 02`.
+const UPDATE_HEAD_LEN: usize = 2;
+
+/// An awareness update about nobody: no client does anything on it but wait another 30 s.
+const EMPTY_AWARENESS: [u8; 3] = [1, 1, 0];
+
+const READ_ONLY: &str = "this connection is read-only: your changes are not kept";
+
+/// What a waiting frame costs besides its bytes.
+const LOADING_FRAME_COST: usize = 64;
+
+/// Encoded answers that are kept for others who ask the same.
+const ANSWERS_MAX: usize = 4;
+
+/// A snapshot of so many bytes is worth one more update in the tail before it is squashed again.
+const SQUASH_BYTES_PER_UPDATE: usize = 128;
+
+/// Updates that are worth a squash when the room is unloaded.
+const UNLOAD_SQUASH_COUNT: usize = 16;
