@@ -219,7 +219,8 @@ impl Awareness {
     /// Removes what was not renewed in time, forgets who is gone for long; says which ids were removed.
     pub fn expire(&mut self, now: Instant) -> BTreeSet<ClientId> {
         let timeout = self.limits.timeout;
-        let late = |entry: &Entry| entry.state.is_some() && now.saturating_duration_since(entry.renewed) >= timeout;
+        let late =
+            |entry: &Entry| entry.state.is_some() && now.saturating_duration_since(entry.renewed) >= timeout;
         let expired: BTreeSet<_> =
             self.entries.iter().filter(|(_, entry)| late(entry)).map(|(client, _)| *client).collect();
         for &client in &expired {
@@ -237,7 +238,8 @@ impl Awareness {
 
     /// Writes an awareness update of the given ids, sorted; those unknown are left out.
     pub fn encode(&self, clients: &BTreeSet<ClientId>) -> Option<Bytes> {
-        let known: Vec<_> = clients.iter().filter_map(|client| Some((*client, self.entries.get(client)?))).collect();
+        let known: Vec<_> =
+            clients.iter().filter_map(|client| Some((*client, self.entries.get(client)?))).collect();
         Self::encode_entries(&known)
     }
 
@@ -328,15 +330,20 @@ impl Awareness {
                 break;
             }
             self.gone.pop_front();
-            if self.entries.get(&client).is_some_and(|entry| entry.state.is_none() && entry.renewed == since) {
+            if self.entries.get(&client).is_some_and(|entry| entry.state.is_none() && entry.renewed == since)
+            {
                 self.entries.remove(&client);
             }
         }
     }
 
     fn encode_where(&self, wanted: impl Fn(&Entry) -> bool) -> Option<Bytes> {
-        let entries: Vec<_> =
-            self.entries.iter().filter(|(_, entry)| wanted(entry)).map(|(client, entry)| (*client, entry)).collect();
+        let entries: Vec<_> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| wanted(entry))
+            .map(|(client, entry)| (*client, entry))
+            .collect();
         Self::encode_entries(&entries)
     }
 
@@ -534,7 +541,11 @@ mod tests {
     }
 
     fn entry(id: u64, clock: u32, state: Option<&str>) -> AwarenessEntry {
-        AwarenessEntry { client: client(id), clock, state: state.map(|s| Bytes::copy_from_slice(s.as_bytes())) }
+        AwarenessEntry {
+            client: client(id),
+            clock,
+            state: state.map(|s| Bytes::copy_from_slice(s.as_bytes())),
+        }
     }
 
     fn apply(awareness: &mut Awareness, now: Instant, by: ConnectionId, entry: AwarenessEntry) -> Vec<u64> {

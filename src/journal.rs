@@ -27,7 +27,8 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use crate::update::{
-    ClientId, Id, IdSet, Run, SquashOptions, StateVector, Struct, Structs, Update, is_same_struct, join, squash,
+    ClientId, Id, IdSet, Run, SquashOptions, StateVector, Struct, Structs, Update, is_same_struct, join,
+    squash,
 };
 
 /// Bounds what a journal keeps beyond the document itself.
@@ -141,7 +142,8 @@ impl Journal {
         if let Some((_, diff)) = self.diffs.iter().find(|(other, _)| other == known) {
             return diff.clone();
         }
-        let mut main = self.log().flat_map(Update::runs).filter_map(|run| run.beyond(known)).collect::<Vec<_>>();
+        let mut main =
+            self.log().flat_map(Update::runs).filter_map(|run| run.beyond(known)).collect::<Vec<_>>();
         let (first, others) = self.parked.runs();
         main.extend(first.into_iter().filter_map(|run| run.beyond(known)));
         main.sort_by_key(Run::place);
@@ -259,7 +261,9 @@ impl Journal {
             let mut moved = client;
             while !blocked.is_empty() {
                 let clock = self.state.clock(moved);
-                while let Some((&id, _)) = blocked.range(Id { client: moved, clock: 0 }..Id { client: moved, clock }).next() {
+                while let Some((&id, _)) =
+                    blocked.range(Id { client: moved, clock: 0 }..Id { client: moved, clock }).next()
+                {
                     ready.extend(blocked.remove(&id).into_iter().flatten());
                 }
                 let Some((s, mut rest)) = ready.pop() else {
@@ -602,7 +606,8 @@ impl Parked {
             }
             if parked.end > clock {
                 self.cost += parked.bytes.len() + Journal::PARKED_OVERHEAD;
-                self.structs.insert(Place { from: clock, ..place }, ParkedStruct { waits_for: None, ..parked });
+                self.structs
+                    .insert(Place { from: clock, ..place }, ParkedStruct { waits_for: None, ..parked });
             }
         }
         let next = self.structs.range(place_at(clock)..place_at(clock + 1));
@@ -614,7 +619,9 @@ impl Parked {
     fn holds(&self, s: &Waiting<'_>) -> bool {
         let place = Place { client: s.id.client, from: s.from, serial: 0 };
         let versions = self.structs.range(place..=Place { serial: u64::MAX, ..place });
-        versions.into_iter().any(|(_, other)| other.clock == s.id.clock && is_same_struct(&other.bytes, s.bytes))
+        versions
+            .into_iter()
+            .any(|(_, other)| other.clock == s.id.clock && is_same_struct(&other.bytes, s.bytes))
     }
 
     /// The parked structs as runs: first those that do not contradict each other, then the others.

@@ -202,7 +202,9 @@ mod tests {
 
     #[test]
     fn what_is_cut_is_an_error_and_never_a_silent_end() {
-        for frame in [&[][..], &[0], &[0, 0], &[0, 2, 5, 1, 2, 3], &[1], &[1, 2, 0], &[0, 0, 1, 0, 1], &[0x80]] {
+        for frame in
+            [&[][..], &[0], &[0, 0], &[0, 2, 5, 1, 2, 3], &[1], &[1, 2, 0], &[0, 0, 1, 0, 1], &[0x80]]
+        {
             assert_eq!(decode(frame), Err(MessageError::Truncated), "{frame:?}");
         }
         assert_eq!(decode(&[0, 9, 0]), Err(MessageError::UnknownSync(9)));
@@ -211,7 +213,10 @@ mod tests {
     #[test]
     fn jupyter_requests_under_type_2_are_unknown_not_malformed() {
         let save = [2, 4, b's', b'a', b'v', b'e', 1];
-        assert_eq!(decode(&save), Ok(vec![Message::Unknown { tag: 2, payload: Bytes::copy_from_slice(&save[1..]) }]));
+        assert_eq!(
+            decode(&save),
+            Ok(vec![Message::Unknown { tag: 2, payload: Bytes::copy_from_slice(&save[1..]) }])
+        );
     }
 
     #[test]

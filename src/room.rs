@@ -80,6 +80,8 @@ struct Peer {
     access: Access,
     expires_at: Option<Instant>,
     refusal_told: bool,
+    /// Its turn to be drained has come; it only waits for the echo of what it wrote until then.
+    leaving: bool,
     last_sent: Instant,
     congestion: Option<Congestion>,
     question: Option<Question>,
@@ -189,8 +191,15 @@ impl Room {
         if self.peers.len() >= self.config.peers_per_room_max {
             return out.close(connection, CloseReason::RoomFull);
         }
-        let peer =
-            Peer { access, expires_at, refusal_told: false, last_sent: now, congestion: None, question: None };
+        let peer = Peer {
+            access,
+            expires_at,
+            refusal_told: false,
+            leaving: false,
+            last_sent: now,
+            congestion: None,
+            question: None,
+        };
         self.peers.insert(connection, peer);
         self.timers.unload = None;
         soonest(&mut self.timers.expiry, expires_at);
@@ -204,6 +213,10 @@ impl Room {
     /// Takes a frame from a peer. What is malformed, or beyond a limit, closes that peer.
     pub fn receive(&mut self, now: Instant, connection: ConnectionId, frame: Bytes, out: &mut Outputs) {
         let Some(peer) = self.peers.get(&connection) else { return };
+        if peer.leaving {
+            // It comes back with this: nothing of it is acknowledged.
+            return;
+        }
         if is_due(peer.expires_at, now) {
             return self.close(now, connection, CloseReason::AccessExpired, out);
         }
@@ -310,12 +323,8 @@ impl Room {
     /// Everything up to `seq` is durable: echoes what that acknowledges, writes what waited.
     pub fn stored(&mut self, now: Instant, seq: u64, out: &mut Outputs) {
         let Some(record) = self.storage.stored(seq) else { return };
-        let authors: Recipients = record
-            .authors
-            .iter()
-            .copied()
-            .filter(|author| offer(&mut self.peers, *author, now))
-            .collect();
+        let authors: Recipients =
+            record.authors.iter().copied().filter(|author| offer(&mut self.peers, *author, now)).collect();
         if !authors.is_empty() {
             out.send(authors, record.frame);
         }
@@ -350,7 +359,14 @@ impl Room {
 
     /// Refuses joins from now on, flushes, and closes the peers one after another from `first_close`
     /// on, `step` apart, each after its edits are durable; all of them at `deadline`.
-    pub fn drain(&mut self, now: Instant, first_close: Instant, step: Duration, deadline: Instant, out: &mut Outputs) {
+    pub fn drain(
+        &mut self,
+        now: Instant,
+        first_close: Instant,
+        step: Duration,
+        deadline: Instant,
+        out: &mut Outputs,
+    ) {
         if self.drain.is_some() {
             return;
         }
@@ -441,7 +457,11 @@ impl Room {
     }
 
     /// Reads the document.
-    pub fn read<R>(&mut self, now: Instant, f: impl FnOnce(&yrs::Transaction<'_>) -> R) -> Result<R, ViewError> {
+    pub fn read<R>(
+        &mut self,
+        now: Instant,
+        f: impl FnOnce(&yrs::Transaction<'_>) -> R,
+    ) -> Result<R, ViewError> {
         self.catch_up_view(now)?;
         Ok(self.view.as_ref().expect("it has just caught up").read(f))
     }
@@ -577,7 +597,8 @@ impl Room {
         let frame = frame.filter(|_| std::ptr::eq(&new.bytes()[..], &update.bytes()[..]));
         self.batch_bytes += new.bytes().len();
         self.batch.push(Change { author, update: new, frame });
-        if self.batch_bytes >= self.config.flush_bytes || self.flush.is_ready(now, self.config.flush_interval) {
+        if self.batch_bytes >= self.config.flush_bytes || self.flush.is_ready(now, self.config.flush_interval)
+        {
             self.flush(now, out);
         }
     }
@@ -591,7 +612,8 @@ impl Room {
         self.flush.last = Some(now);
         self.batch_bytes = 0;
         let mut batch = mem::take(&mut self.batch);
-        let mut authors: SmallVec<[ConnectionId; 2]> = batch.iter().filter_map(|change| change.author).collect();
+        let mut authors: SmallVec<[ConnectionId; 2]> =
+            batch.iter().filter_map(|change| change.author).collect();
         authors.sort_unstable();
         authors.dedup();
         let (update, frame) = if batch.len() == 1 {
@@ -690,7 +712,13 @@ impl Room {
 
     /// Answers with what the asker lacks, unless that might acknowledge its own edit before the store
     /// has it, or it is congested; then the question is remembered.
-    fn answer_or_wait(&mut self, now: Instant, connection: ConnectionId, question: Question, out: &mut Outputs) {
+    fn answer_or_wait(
+        &mut self,
+        now: Instant,
+        connection: ConnectionId,
+        question: Question,
+        out: &mut Outputs,
+    ) {
         let waits = self.would_acknowledge(connection, &question.known);
         let Some(peer) = self.peers.get_mut(&connection) else { return };
         if peer.congestion.is_some() {
@@ -698,14 +726,17 @@ impl Room {
             return;
         }
         if waits {
-            let is_step1 = question.is_step1 || peer.question.as_ref().is_some_and(|earlier| earlier.is_step1);
+            let is_step1 =
+                question.is_step1 || peer.question.as_ref().is_some_and(|earlier| earlier.is_step1);
             peer.question = Some(Question { is_step1, ..question });
             self.askers.insert(connection);
             return;
         }
         let version = self.journal.version();
         let cached = self.answers.iter().find(|answer| {
-            answer.version == version && answer.is_step1 == question.is_step1 && answer.known == question.known
+            answer.version == version
+                && answer.is_step1 == question.is_step1
+                && answer.known == question.known
         });
         let frames = cached.map(|answer| answer.frames.clone());
         let frames = frames.unwrap_or_else(|| self.answer(question));
@@ -837,12 +868,18 @@ impl Room {
             self.flush(now, out);
         }
         for connection in self.peers.keys().copied().collect::<Vec<_>>() {
-            if !is_late && (now < next_close || self.owes_echo(connection)) {
-                continue;
+            let Some(peer) = self.peers.get_mut(&connection) else { continue };
+            if !peer.leaving {
+                if now < next_close && !is_late {
+                    break;
+                }
+                peer.leaving = true;
+                next_close += step;
             }
-            next_close += step;
-            self.remove_peer(now, connection, out);
-            out.close(connection, CloseReason::Draining);
+            if is_late || !self.owes_echo(connection) {
+                self.remove_peer(now, connection, out);
+                out.close(connection, CloseReason::Draining);
+            }
         }
         if let Some(drain) = &mut self.drain {
             // Those that are left wait for their turn, or for the store, whose answer comes by here.
@@ -1093,7 +1130,8 @@ impl Storage {
         if !expected {
             return None;
         }
-        let delay = self.retry_delay.map_or(config.retry_delay_min, |last| (last * 2).min(config.retry_delay_max));
+        let delay =
+            self.retry_delay.map_or(config.retry_delay_min, |last| (last * 2).min(config.retry_delay_max));
         self.retry_delay = Some(delay);
         let delay = delay.mul_f64(1.0 + random.fraction() / 4.0);
         match self.outstanding.take() {

@@ -251,7 +251,9 @@ impl Server {
             return Err(Refusal::Draining);
         }
         match self.rooms.get(room) {
-            Some(entry) if entry.room.connections().len() >= self.config.peers_per_room_max => Err(Refusal::RoomFull),
+            Some(entry) if entry.room.connections().len() >= self.config.peers_per_room_max => {
+                Err(Refusal::RoomFull)
+            }
             None if self.rooms.len() >= self.config.rooms_max => Err(Refusal::RoomsFull),
             Some(_) | None => Ok(()),
         }

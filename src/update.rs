@@ -136,7 +136,9 @@ impl IdSet {
 
     /// The ranges, lowest client and clock first.
     pub fn iter(&self) -> impl Iterator<Item = (ClientId, Range<u64>)> {
-        self.0.iter().flat_map(|(&client, ranges)| ranges.0.iter().map(move |(&from, &to)| (client, from..to)))
+        self.0
+            .iter()
+            .flat_map(|(&client, ranges)| ranges.0.iter().map(move |(&from, &to)| (client, from..to)))
     }
 
     /// Whether nothing is in the set.
@@ -774,7 +776,14 @@ impl Squasher {
     }
 
     /// Takes the next struct, in parts where it is partly deleted.
-    fn push(&mut self, source: &[u8], s: &Struct, part: Range<u64>, deleted: Option<&Ranges>, out: &mut Vec<u8>) {
+    fn push(
+        &mut self,
+        source: &[u8],
+        s: &Struct,
+        part: Range<u64>,
+        deleted: Option<&Ranges>,
+        out: &mut Vec<u8>,
+    ) {
         let mut content = Content::new(source, s);
         // Types and subdocuments stay: their children name them as parent.
         let is_leaf = matches!(s.kind(), JSON..=FORMAT | ANY);
@@ -959,10 +968,12 @@ impl Ranges {
     fn gaps(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
         let before = self.0.range(..=range.start).next_back();
         let mut from = before.map_or(range.start, |(_, &end)| end.max(range.start));
-        let mut ranges = self.0.range((Bound::Excluded(range.start), Bound::Excluded(range.end.max(range.start + 1))));
+        let mut ranges =
+            self.0.range((Bound::Excluded(range.start), Bound::Excluded(range.end.max(range.start + 1))));
         iter::from_fn(move || {
             while from < range.end {
-                let (start, end) = ranges.next().map_or((range.end, range.end), |(&start, &end)| (start, end));
+                let (start, end) =
+                    ranges.next().map_or((range.end, range.end), |(&start, &end)| (start, end));
                 let gap = from..start;
                 from = end;
                 if !gap.is_empty() {
@@ -1395,7 +1406,9 @@ impl Json<'_> {
                 Some(b'"') => return Ok(()),
                 Some(b'\\') => match self.next() {
                     Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => {}
-                    Some(b'u') if self.bytes.iter().take(4).filter(|byte| byte.is_ascii_hexdigit()).count() == 4 => {
+                    Some(b'u')
+                        if self.bytes.iter().take(4).filter(|byte| byte.is_ascii_hexdigit()).count() == 4 =>
+                    {
                         self.bytes = &self.bytes[4..];
                     }
                     _ => return Err(UpdateError::NotJson),

@@ -10,7 +10,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use yrs::{Doc, OffsetKind, Options, Transact, Transaction, TransactionMut, Update, updates::decoder::Decode};
+use yrs::{
+    Doc, OffsetKind, Options, Transact, Transaction, TransactionMut, Update, updates::decoder::Decode,
+};
 
 use crate::{
     journal::{Journal, Mark},

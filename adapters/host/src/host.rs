@@ -14,11 +14,7 @@ use yrs_websocket::{
 use yrs_websocket_rfc6455::{self as rfc6455, CloseCode, Opcode, Refusal, Role, encode_frame, frame_header};
 use yrs_websocket_store as store;
 
-use crate::{
-    Admitted, Hooks, Options, Storage,
-    outbox::Outbox,
-    storage,
-};
+use crate::{Admitted, Hooks, Options, Storage, outbox::Outbox, storage};
 
 /// What the store answers.
 pub type Completion = store::Completion<Squashed>;
@@ -177,12 +173,18 @@ impl<S: Socket> Host<S> {
     ///
     /// The response to write instead, where a limit or a drain keeps it out; the connection ends with
     /// it. The socket is given back.
-    pub fn connect(&mut self, now: Instant, socket: S, admitted: Admitted) -> Result<ConnectionId, (S, Refusal)> {
+    pub fn connect(
+        &mut self,
+        now: Instant,
+        socket: S,
+        admitted: Admitted,
+    ) -> Result<ConnectionId, (S, Refusal)> {
         let Admitted { admission, response, mut rest } = admitted;
         if let Err(refusal) = self.server.admits(&admission.room) {
             self.counters.refused += 1;
             let response = Refusal::new(503).with_header("Retry-After", RETRY_AFTER_SECONDS);
-            let response = response.and_then(|response| response.with_body("text/plain", format!("{refusal}\n")));
+            let response =
+                response.and_then(|response| response.with_body("text/plain", format!("{refusal}\n")));
             return Err((socket, response.unwrap_or_else(|_| Refusal::new(503))));
         }
         let websocket = rfc6455::Connection::new(Role::Server, Arc::clone(&self.websocket), now);
@@ -495,7 +497,9 @@ impl<S: Socket> Host<S> {
     fn forget(&mut self, now: Instant, id: ConnectionId) {
         self.leave(now, id);
         let index = index(id);
-        let Some(slot) = self.slots.get_mut(index).filter(|slot| slot.generation == generation(id)) else { return };
+        let Some(slot) = self.slots.get_mut(index).filter(|slot| slot.generation == generation(id)) else {
+            return;
+        };
         let Some(mut connection) = slot.connection.take() else { return };
         slot.generation = slot.generation.wrapping_add(1);
         self.free.push(index as u32);

@@ -21,7 +21,10 @@ impl Outbox {
     }
 
     /// Writes, gathered, until everything is written or `write` takes no more.
-    pub(crate) fn flush(&mut self, mut write: impl FnMut(&[IoSlice<'_>]) -> io::Result<usize>) -> io::Result<()> {
+    pub(crate) fn flush(
+        &mut self,
+        mut write: impl FnMut(&[IoSlice<'_>]) -> io::Result<usize>,
+    ) -> io::Result<()> {
         while !self.pieces.is_empty() {
             let mut slices = [IoSlice::new(&[]); GATHER_MAX];
             for (slice, piece) in slices.iter_mut().zip(&self.pieces) {

@@ -148,10 +148,11 @@ impl Upgrade {
             None => Admission::by_path(&request)?,
         };
         // The hook may have chosen what was not offered, or admitted what is no upgrade.
-        let response = request.accept(admission.subprotocol.as_deref(), &[]).map_err(|error| match error {
-            rfc6455::AcceptError::Refused(refusal) => refusal,
-            _ => Refusal::new(500),
-        })?;
+        let response =
+            request.accept(admission.subprotocol.as_deref(), &[]).map_err(|error| match error {
+                rfc6455::AcceptError::Refused(refusal) => refusal,
+                _ => Refusal::new(500),
+            })?;
         Ok(Some(Admitted { admission, response, rest: request.into_rest() }))
     }
 }

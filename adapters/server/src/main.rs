@@ -1,7 +1,7 @@
 //! A Yjs WebSocket server: start it and point `y-websocket` at it.
 
 use std::{
-    io,
+    io::{self, IsTerminal},
     net::SocketAddr,
     path::PathBuf,
     process::ExitCode,
@@ -57,7 +57,12 @@ impl FromStr for StoreUrl {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(arguments.log).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_max_level(arguments.log)
+        .with_target(false)
+        .init();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed("cannot start", &error),
@@ -70,8 +75,10 @@ fn main() -> ExitCode {
 
 async fn run(arguments: Arguments) -> Result<ExitCode, ExitCode> {
     // Before anything is printed, so that whoever waits for the line below may send a signal at once.
-    let signals = signal(SignalKind::terminate()).and_then(|term| Ok((term, signal(SignalKind::interrupt())?)));
-    let (mut terminate, mut interrupt) = signals.map_err(|error| failed("cannot listen for signals", &error))?;
+    let signals =
+        signal(SignalKind::terminate()).and_then(|term| Ok((term, signal(SignalKind::interrupt())?)));
+    let (mut terminate, mut interrupt) =
+        signals.map_err(|error| failed("cannot listen for signals", &error))?;
     let service = start(&arguments)?;
     let listener = listen(arguments.listen)
         .map_err(|error| failed(&format!("cannot listen on {}", arguments.listen), &error))?;
@@ -136,8 +143,12 @@ fn log(event: &Event) {
     match event {
         Event::RoomOpened { room } => tracing::debug!(%room, "opened"),
         Event::RoomClosed { room, unstored_bytes: 0 } => tracing::debug!(%room, "closed"),
-        Event::RoomClosed { room, unstored_bytes } => error!(%room, unstored_bytes, "closed before it was stored"),
-        Event::LoadFailed { room } => error!(%room, "the store cannot load it; clients are told to try again"),
+        Event::RoomClosed { room, unstored_bytes } => {
+            error!(%room, unstored_bytes, "closed before it was stored")
+        }
+        Event::LoadFailed { room } => {
+            error!(%room, "the store cannot load it; clients are told to try again")
+        }
         Event::StoredUpdateMalformed { room, index, error } => {
             error!(%room, index, %error, "a stored record does not read; the room is kept closed");
         }
@@ -152,7 +163,9 @@ fn log(event: &Event) {
         Event::StoreFailed { room, seq, retry_in } => {
             warn!(%room, seq, ?retry_in, "a write failed and will be tried again; nothing in it is acknowledged");
         }
-        Event::StoreLost { room } => error!(%room, "the store lost what it had confirmed; writing it once more"),
+        Event::StoreLost { room } => {
+            error!(%room, "the store lost what it had confirmed; writing it once more")
+        }
         Event::Drained => tracing::debug!("drained"),
         _ => tracing::debug!(?event),
     }

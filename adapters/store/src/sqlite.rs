@@ -2,6 +2,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     path::Path,
+    thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -83,17 +84,14 @@ impl SqliteStore {
 
     fn new(mut connection: Connection) -> Result<Self, OpenError> {
         connection.busy_timeout(BUSY_TIMEOUT).map_err(open_error)?;
-        // Looked at before anything is changed: a journal mode is a change, too.
-        let found = inspect(&connection)?;
+        // Looked at before anything is changed: a journal mode is a change, too. In one transaction, as another
+        // process may be making the tables.
+        let found = inspect(&connection.transaction().map_err(open_error)?)?;
         if found == Found::Nothing {
             // Takes effect only before the first table.
             connection.pragma_update(None, "auto_vacuum", "FULL").map_err(open_error)?;
         }
-        // Answers with the mode that is: `memory` for a database in memory. A file system without shared memory
-        // keeps the old mode, which is as durable.
-        connection
-            .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0))
-            .map_err(open_error)?;
+        write_ahead(&connection).map_err(open_error)?;
         connection.pragma_update(None, "synchronous", "FULL").map_err(open_error)?;
         let transaction =
             connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(open_error)?;
@@ -240,6 +238,28 @@ struct Row {
     timestamp: f64,
 }
 
+/// Turns the write-ahead log on, which stays on in the file.
+#[allow(clippy::disallowed_methods, reason = "waits for a lock where SQLite does not")]
+fn write_ahead(connection: &Connection) -> rusqlite::Result<()> {
+    let mut waited = Duration::ZERO;
+    loop {
+        // Answers with the mode that is: `memory` for a database in memory. A file system without shared memory
+        // keeps the old mode, which is as durable.
+        let mode =
+            connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0));
+        match mode {
+            // The change needs the file for itself, and SQLite does not wait for that by itself.
+            Err(error)
+                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && waited < BUSY_TIMEOUT =>
+            {
+                thread::sleep(RETRY_DELAY);
+                waited += RETRY_DELAY;
+            }
+            mode => return mode.map(drop),
+        }
+    }
+}
+
 fn load(transaction: &Transaction<'_>, path: &str) -> Result<(Vec<Bytes>, Known), StoreError> {
     let mut updates = Vec::new();
     let mut known = Known::default();
@@ -336,7 +356,7 @@ impl Found {
     }
 }
 
-fn inspect(connection: &Connection) -> Result<Found, OpenError> {
+fn inspect(connection: &Transaction<'_>) -> Result<Found, OpenError> {
     let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
     let version = pragma("user_version").map_err(open_error)?;
     let application = pragma("application_id").map_err(open_error)?;
@@ -412,6 +432,8 @@ fn unix_time() -> f64 {
 
 /// Python's own default, too.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+const RETRY_DELAY: Duration = Duration::from_millis(20);
 
 /// The `user_version` of the schema below.
 const VERSION: i64 = 2;

@@ -341,8 +341,12 @@ fn compaction_leaves_a_checkpoint_it_has_not_loaded() {
     connection.execute_batch("INSERT INTO ycheckpoints VALUES ('room', x'090909', 9e9)").unwrap();
     store.commit(&[compact("room", 1, "state")]).unwrap();
     assert_eq!(store.load(&name("room")), Ok(vec![Bytes::from_static(&[9, 9, 9]), "state".into()]));
+    // Nor one that took the place of the one it has loaded.
+    connection.execute_batch("UPDATE ycheckpoints SET checkpoint = x'080808', timestamp = 91e8").unwrap();
     store.commit(&[compact("room", 1, "all")]).unwrap();
-    assert_eq!(store.load(&name("room")), Ok(vec!["all".into()]));
+    assert_eq!(store.load(&name("room")), Ok(vec![Bytes::from_static(&[8, 8, 8]), "all".into()]));
+    store.commit(&[compact("room", 1, "all of it")]).unwrap();
+    assert_eq!(store.load(&name("room")), Ok(vec!["all of it".into()]));
 }
 
 #[test]

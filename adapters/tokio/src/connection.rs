@@ -79,7 +79,10 @@ pub(crate) async fn serve_tcp(shard: Arc<Shard>, stream: std::net::TcpStream, ad
         Ok(id) => id,
         Err((socket, refusal)) => {
             drop((socket, stream.clone()));
-            if let Some(mut stream) = { drop(notify); Arc::into_inner(stream) } {
+            if let Some(mut stream) = {
+                drop(notify);
+                Arc::into_inner(stream)
+            } {
                 let _ = refuse(&mut stream, &refusal).await;
             }
             return;

@@ -128,11 +128,18 @@ impl Service {
             let timer = Arc::clone(&shard);
             let name = format!("yrs-shard-{index}");
             #[allow(clippy::disallowed_methods, reason = "an adapter starts the threads")]
-            threads.push(thread::Builder::new().name(name).spawn(move || runtime.block_on(timer.run_timer()))?);
+            threads
+                .push(thread::Builder::new().name(name).spawn(move || runtime.block_on(timer.run_timer()))?);
             Ok(shard)
         });
         let shards = shards.collect::<io::Result<Arc<[_]>>>()?;
-        let shared = Shared { options, shards, threads: Mutex::new(threads), store, accepting: watch::Sender::new(true) };
+        let shared = Shared {
+            options,
+            shards,
+            threads: Mutex::new(threads),
+            store,
+            accepting: watch::Sender::new(true),
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -237,7 +244,9 @@ impl Service {
 
     async fn serve_tcp(self, mut stream: TcpStream) {
         let _ = stream.set_nodelay(true);
-        let Ok(Some(admitted)) = connection::read_request(&mut stream, &self.shared.options).await else { return };
+        let Ok(Some(admitted)) = connection::read_request(&mut stream, &self.shared.options).await else {
+            return;
+        };
         // It moves to the runtime of its room's shard.
         let Ok(stream) = stream.into_std() else { return };
         let shard = self.shard(admitted.room());

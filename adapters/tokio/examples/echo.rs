@@ -1,0 +1,77 @@
+//! A WebSocket echo server on the WebSocket layer alone, as the Autobahn|Testsuite wants it.
+//!
+//! `cargo run --release -p yrs-websocket-tokio --example echo -- 127.0.0.1:9001`
+
+use std::{env, io, time::Instant};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    time,
+};
+use yrs_websocket_host::rfc6455::{Acceptor, Config, Connection, Event, HandshakeLimits, Role};
+
+#[tokio::main]
+async fn main() -> io::Result<()> {
+    let address = env::args().nth(1).unwrap_or_else(|| "127.0.0.1:9001".into());
+    let listener = TcpListener::bind(&address).await?;
+    println!("echoing on ws://{}", listener.local_addr()?);
+    loop {
+        let (stream, _) = listener.accept().await?;
+        tokio::spawn(async move {
+            if let Err(error) = echo(stream).await {
+                eprintln!("{error}");
+            }
+        });
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "an adapter reads the clock")]
+async fn echo(mut stream: TcpStream) -> io::Result<()> {
+    let mut buffer = vec![0; 64 << 10];
+    let mut acceptor = Acceptor::new(HandshakeLimits::default());
+    let request = loop {
+        let len = stream.read(&mut buffer).await?;
+        match acceptor.receive(&buffer[..len]) {
+            Ok(Some(request)) => break request,
+            Ok(None) if len == 0 => return Ok(()),
+            Ok(None) => {}
+            Err(refusal) => return stream.write_all(&refusal.to_bytes()).await,
+        }
+    };
+    match request.accept(None, &[]) {
+        Ok(response) => stream.write_all(&response).await?,
+        Err(error) => return Err(io::Error::other(error)),
+    }
+    let mut connection = Connection::new(Role::Server, Config::default(), Instant::now());
+    let mut rest = request.into_rest();
+    let mut input = &mut rest[..];
+    loop {
+        while let Some(event) = connection.receive(Instant::now(), &mut input) {
+            match event {
+                Event::Binary(payload) => connection.send_binary(&payload),
+                Event::Text(text) => connection.send_text(text.as_str()),
+                Event::Ping(_) | Event::Pong(_) => {}
+                Event::Closed(_) => {
+                    while let Some(output) = connection.next_output() {
+                        stream.write_all(&output).await?;
+                    }
+                    stream.shutdown().await?;
+                    let to_the_end =
+                        async { while stream.read(&mut buffer).await.is_ok_and(|len| len > 0) {} };
+                    let _ = time::timeout(time::Duration::from_secs(5), to_the_end).await;
+                    return Ok(());
+                }
+            }
+            // After each event: an answer leaves before the close frame that a later frame may provoke.
+            while let Some(output) = connection.next_output() {
+                stream.write_all(&output).await?;
+            }
+        }
+        let len = stream.read(&mut buffer).await?;
+        if len == 0 {
+            return Ok(());
+        }
+        input = &mut buffer[..len];
+    }
+}
