@@ -121,6 +121,10 @@ pub mod server;
 pub mod update;
 pub mod view;
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 use std::{ops::Deref, time::Instant};
 
 use bytes::Bytes;
