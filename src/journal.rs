@@ -27,8 +27,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use crate::update::{
-    ClientId, Id, IdSet, Run, SquashOptions, StateVector, Struct, Structs, Update, is_same_struct, join,
-    squash,
+    ClientId, Id, IdSet, Run, SquashOptions, StateVector, Struct, Structs, Update, is_same_struct, join, squash,
 };
 
 /// Bounds what a journal keeps beyond the document itself.
@@ -125,13 +124,13 @@ impl Journal {
     ///
     /// False if a later squash was put in place before: then nothing changes.
     pub fn squashed(&mut self, squashed: &Squashed) -> bool {
-        if squashed.mark <= self.tail_mark || squashed.mark > self.mark() {
+        if squashed.mark < self.tail_mark || squashed.mark > self.mark() {
             return false;
         }
         let covered = (squashed.mark.0 - self.tail_mark.0) as usize;
         self.tail_bytes -= self.tail.drain(..covered).map(|update| update.bytes().len()).sum::<usize>();
         self.tail_mark = squashed.mark;
-        self.snapshot = Some(squashed.log.clone());
+        self.snapshot = Some(squashed.log.clone()).filter(|log| !log.is_empty());
         true
     }
 
@@ -142,12 +141,11 @@ impl Journal {
         if let Some((_, diff)) = self.diffs.iter().find(|(other, _)| other == known) {
             return diff.clone();
         }
-        let mut main =
-            self.log().flat_map(Update::runs).filter_map(|run| run.beyond(known)).collect::<Vec<_>>();
+        let mut main = self.log().flat_map(Update::runs).filter_map(|run| run.beyond(known)).collect::<Vec<_>>();
         let (first, others) = self.parked.runs();
-        main.extend(first.into_iter().filter_map(|run| run.beyond(known)));
+        main.extend(first.into_iter().filter(|run| run.is_beyond(known)));
         main.sort_by_key(Run::place);
-        let conflicting = others.into_iter().filter_map(|run| run.beyond(known));
+        let conflicting = others.into_iter().filter(|run| run.is_beyond(known));
         let diff = Diff {
             main: Update::encode(&main, &self.deleted),
             conflicting: conflicting.map(|run| Update::encode(&[run], &IdSet::default())).collect(),
@@ -259,11 +257,10 @@ impl Journal {
                 }
             };
             let mut moved = client;
-            while !blocked.is_empty() {
+            loop {
                 let clock = self.state.clock(moved);
-                while let Some((&id, _)) =
-                    blocked.range(Id { client: moved, clock: 0 }..Id { client: moved, clock }).next()
-                {
+                let waited_for = Id { client: moved, clock: 0 }..Id { client: moved, clock };
+                while let Some((&id, _)) = blocked.range(waited_for.clone()).next() {
                     ready.extend(blocked.remove(&id).into_iter().flatten());
                 }
                 let Some((s, mut rest)) = ready.pop() else {
@@ -292,7 +289,7 @@ impl Journal {
                 }
                 arrival.needs_care |= s.id.clock < clock || s.is_gone();
                 if s.end() > clock {
-                    if let Some(id) = self.unmet(&s, clock) {
+                    if let Some(id) = self.unmet(&s) {
                         break Stop::Unmet(s, id);
                     }
                     clock = s.end();
@@ -309,9 +306,9 @@ impl Journal {
         stop
     }
 
-    /// What is missing first for the part of a struct from clock `from` on, which is the next of its client.
-    fn unmet(&self, s: &Struct, from: u64) -> Option<Id> {
-        s.dependencies(from).find(|id| id.client != s.id.client && id.clock >= self.state.clock(id.client))
+    /// What is missing first for a struct that is the next of its client, which is all it needs of that one.
+    fn unmet(&self, s: &Struct) -> Option<Id> {
+        s.dependencies().find(|id| id.client != s.id.client && id.clock >= self.state.clock(id.client))
     }
 
     /// Divides an update that was [advanced](Self::advance) past, and says whether all of it is new.
@@ -383,7 +380,7 @@ impl Journal {
                     let Some(parked) = self.parked.structs.get(&place).filter(|_| is_next) else {
                         continue;
                     };
-                    if let Some(id) = self.unmet(&parked.read(place.client), place.from) {
+                    if let Some(id) = self.unmet(&parked.read(place.client)) {
                         self.parked.wait(place, id);
                         continue;
                     }
@@ -402,7 +399,7 @@ impl Journal {
         if integrated.is_empty() && deletes.is_empty() {
             return Received::New(new);
         }
-        let mut runs = integrated.iter().filter_map(|(place, parked)| parked.run(*place)).collect::<Vec<_>>();
+        let mut runs = integrated.iter().filter_map(|(place, parked)| parked.rest(*place)).collect::<Vec<_>>();
         runs.sort_by_key(Run::place);
         self.append(Update::encode(&runs, &deletes));
         if deletes.is_empty() {
@@ -435,8 +432,8 @@ pub enum Received {
 pub struct Diff {
     /// What they lack of the log, parked structs that do not contradict each other, and all deletes.
     pub main: Update,
-    /// Parked structs that contradict those in `main`, mostly none. Whoever joins must be sent these too,
-    /// and before `main`, which may be what it waits for.
+    /// Parked structs that contradict what is in `main` or known, mostly none. Whoever joins must be sent
+    /// these too, and before `main`, which may be what it waits for.
     pub conflicting: Vec<Update>,
 }
 
@@ -523,7 +520,7 @@ struct Parts<'a> {
 impl Parts<'_> {
     fn encode_all(&self) -> Update {
         let mut runs = self.integrated.clone();
-        runs.extend(self.waiting.iter().filter_map(Waiting::run));
+        runs.extend(self.waiting.iter().map(Waiting::run));
         runs.sort_by_key(Run::place);
         Update::encode(&runs, &self.deletes)
     }
@@ -540,8 +537,9 @@ enum Task {
 
 /// Structs whose time has not come.
 ///
-/// None begins below the clock of its client: those that did were cut. Of the structs that would be next,
-/// each waits for one thing that it lacks; those beyond a gap wait for their client alone.
+/// None counts below the clock of its client: where the client has moved past a part of one, its place is
+/// that of the rest. Of the structs that would be next, each waits for one thing that it lacks; those
+/// beyond a gap wait for their client alone.
 #[derive(Debug, Default)]
 struct Parked {
     structs: BTreeMap<Place, ParkedStruct>,
@@ -581,7 +579,7 @@ impl Parked {
         self.waiting.insert((id, place));
     }
 
-    /// Follows a client to its new clock: cuts what it has passed, and says whom to check.
+    /// Follows a client to its new clock: drops what it has passed, and says whom to check.
     ///
     /// Returns the clocks that structs which lost them had said are deleted.
     fn catch_up(&mut self, client: ClientId, clock: u64, todo: &mut VecDeque<Task>) -> Vec<Range<u64>> {
@@ -606,8 +604,7 @@ impl Parked {
             }
             if parked.end > clock {
                 self.cost += parked.bytes.len() + Journal::PARKED_OVERHEAD;
-                self.structs
-                    .insert(Place { from: clock, ..place }, ParkedStruct { waits_for: None, ..parked });
+                self.structs.insert(Place { from: clock, ..place }, ParkedStruct { waits_for: None, ..parked });
             }
         }
         let next = self.structs.range(place_at(clock)..place_at(clock + 1));
@@ -619,20 +616,21 @@ impl Parked {
     fn holds(&self, s: &Waiting<'_>) -> bool {
         let place = Place { client: s.id.client, from: s.from, serial: 0 };
         let versions = self.structs.range(place..=Place { serial: u64::MAX, ..place });
-        versions
-            .into_iter()
-            .any(|(_, other)| other.clock == s.id.clock && is_same_struct(&other.bytes, s.bytes))
+        versions.into_iter().any(|(_, other)| other.clock == s.id.clock && is_same_struct(&other.bytes, s.bytes))
     }
 
-    /// The parked structs as runs: first those that do not contradict each other, then the others.
+    /// The parked structs as runs: first those that contradict neither each other nor the log, then the
+    /// others.
+    ///
+    /// All are whole, even where some of their clocks are taken: cut, they would not say any more what
+    /// they hang on, and readers would integrate what waits here.
     fn runs(&self) -> (Vec<Run<'_>>, Vec<Run<'_>>) {
         let (mut first, mut others) = (Vec::new(), Vec::new());
         let mut free = None;
         for (place, parked) in &self.structs {
-            let Some(run) = parked.run(*place) else {
-                continue;
-            };
-            if free.is_some_and(|(client, clock)| client == place.client && place.from < clock) {
+            let run = Run::new(&parked.bytes, &parked.read(place.client));
+            let is_taken = free.is_some_and(|(client, clock)| client == place.client && place.from < clock);
+            if is_taken || parked.clock < place.from {
                 others.push(run);
             } else {
                 free = Some((place.client, parked.end));
@@ -647,7 +645,7 @@ impl Parked {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Place {
     client: ClientId,
-    /// Its first clock; that of its bytes, unless it was cut.
+    /// Its first clock that is free; that of its bytes, unless others took those before.
     from: u64,
     serial: u64,
 }
@@ -667,7 +665,8 @@ impl ParkedStruct {
         Struct::proven(&self.bytes, Id { client, clock: self.clock })
     }
 
-    fn run(&self, place: Place) -> Option<Run<'_>> {
+    /// What of it is free.
+    fn rest(&self, place: Place) -> Option<Run<'_>> {
         Run::new(&self.bytes, &self.read(place.client)).starting_at(place.from)
     }
 }
@@ -685,8 +684,9 @@ impl Waiting<'_> {
         self.bytes.len() + Journal::PARKED_OVERHEAD
     }
 
-    fn run(&self) -> Option<Run<'_>> {
-        Run::new(self.bytes, &Struct::proven(self.bytes, self.id)).starting_at(self.from)
+    /// All of it: cut, it would not say any more what it hangs on.
+    fn run(&self) -> Run<'_> {
+        Run::new(self.bytes, &Struct::proven(self.bytes, self.id))
     }
 }
 

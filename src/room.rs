@@ -53,6 +53,8 @@ pub struct Room {
     journal: Journal,
     awareness: Awareness,
     view: Option<View>,
+    /// How many changes the room has taken: the number of the last one.
+    changes: u64,
     /// Changes that wait for the end of the flush interval.
     batch: Vec<Change>,
     batch_bytes: usize,
@@ -82,6 +84,8 @@ struct Peer {
     refusal_told: bool,
     /// Its turn to be drained has come; it only waits for the echo of what it wrote until then.
     leaving: bool,
+    /// The number of the last change it made; 0 before the first.
+    last_change: u64,
     last_sent: Instant,
     congestion: Option<Congestion>,
     question: Option<Question>,
@@ -101,6 +105,9 @@ struct Congestion {
 struct Question {
     known: StateVector,
     is_step1: bool,
+    /// The change that has to be durable first, because the asker may be its author under an earlier
+    /// connection; 0 for none.
+    after: u64,
 }
 
 /// An answer that others with the same state vector share.
@@ -115,6 +122,7 @@ struct Answer {
 /// A change as it arrived.
 #[derive(Debug)]
 struct Change {
+    number: u64,
     author: Option<ConnectionId>,
     update: Update,
     /// The frame it came in, where that can go out as it is.
@@ -165,6 +173,7 @@ impl Room {
             peers: BTreeMap::new(),
             awareness,
             view: None,
+            changes: 0,
             batch: Vec::new(),
             batch_bytes: 0,
             flush: Pace::default(),
@@ -196,6 +205,7 @@ impl Room {
             expires_at,
             refusal_told: false,
             leaving: false,
+            last_change: 0,
             last_sent: now,
             congestion: None,
             question: None,
@@ -254,12 +264,12 @@ impl Room {
     pub fn writable(&mut self, now: Instant, connection: ConnectionId, out: &mut Outputs) {
         let Some(peer) = self.peers.get_mut(&connection) else { return };
         let Some(congestion) = peer.congestion.take() else { return };
-        // A SyncStep1 that came meanwhile says what the peer really has, and its answer carries all.
-        let question = match peer.question.take() {
-            Some(question) if question.is_step1 => Some(question),
-            _ if congestion.missed => Some(Question { known: congestion.handed_out, is_step1: false }),
-            _ => None,
-        };
+        // A question that still waits is older than the congestion, or a SyncStep1 that came meanwhile,
+        // which says what the peer really has: its answer carries all that was missed.
+        let question = peer.question.take().or_else(|| {
+            let Congestion { handed_out: known, missed, .. } = &congestion;
+            missed.then(|| Question { known: known.clone(), is_step1: false, after: 0 })
+        });
         if let Some(question) = question {
             self.answer_or_wait(now, connection, question, out);
         }
@@ -514,7 +524,9 @@ impl Room {
             match message {
                 Message::SyncStep1(state_vector) => match StateVector::decode(&state_vector) {
                     Ok(known) => {
-                        self.answer_or_wait(now, connection, Question { known, is_step1: true }, out);
+                        let after = self.last_change_known_to(&known);
+                        let question = Question { known, is_step1: true, after };
+                        self.answer_or_wait(now, connection, question, out);
                     }
                     Err(error) => return self.close(now, connection, CloseReason::Update(error), out),
                 },
@@ -595,8 +607,12 @@ impl Room {
             }
         };
         let frame = frame.filter(|_| std::ptr::eq(&new.bytes()[..], &update.bytes()[..]));
+        self.changes += 1;
+        if let Some(peer) = author.and_then(|author| self.peers.get_mut(&author)) {
+            peer.last_change = self.changes;
+        }
         self.batch_bytes += new.bytes().len();
-        self.batch.push(Change { author, update: new, frame });
+        self.batch.push(Change { number: self.changes, author, update: new, frame });
         if self.batch_bytes >= self.config.flush_bytes || self.flush.is_ready(now, self.config.flush_interval)
         {
             self.flush(now, out);
@@ -645,7 +661,7 @@ impl Room {
         if self.config.echo != Echo::Durable {
             authors.clear();
         }
-        self.storage.push(Record { update, frame, authors });
+        self.storage.push(Record { last_change: self.changes, update, frame, authors });
         self.storage.write(&self.name, out);
     }
 
@@ -719,7 +735,7 @@ impl Room {
         question: Question,
         out: &mut Outputs,
     ) {
-        let waits = self.would_acknowledge(connection, &question.known);
+        let waits = question.after > self.storage.durable_change || self.owes_echo(connection);
         let Some(peer) = self.peers.get_mut(&connection) else { return };
         if peer.congestion.is_some() {
             peer.question = Some(question);
@@ -755,33 +771,31 @@ impl Room {
         let version = self.journal.version();
         self.answers.retain(|answer| answer.version == version);
         self.answers.truncate(ANSWERS_MAX - 1);
-        let Question { known, is_step1 } = question;
+        let Question { known, is_step1, after: _ } = question;
         self.answers.push(Answer { version, known, is_step1, frames: frames.clone() });
         frames
     }
 
-    /// Whether an answer might tell the asker that its own edit is stored although it is not.
-    fn would_acknowledge(&self, connection: ConnectionId, known: &StateVector) -> bool {
-        if self.config.echo != Echo::Durable {
-            return false;
+    /// The last change that is not durable and that somebody with this state vector may have made, under
+    /// an earlier connection perhaps: an answer must not tell it that it is stored. 0 if there is none.
+    fn last_change_known_to(&self, known: &StateVector) -> u64 {
+        if self.config.echo != Echo::Durable || known.is_empty() {
+            return 0;
         }
-        if self.owes_echo(connection) {
-            return true;
-        }
-        // The author may have come back under another connection: it then knows the edit.
-        let unstored = self.batch.iter().map(|change| &change.update).chain(self.storage.unstored());
-        !known.is_empty()
-            && unstored.into_iter().any(|update| {
-                let has_deletes = update.deletes().next().is_some();
-                has_deletes || update.inserts().any(|(client, range)| known.clock(client) > range.start)
-            })
+        let batch = self.batch.iter().map(|change| (change.number, &change.update));
+        let records = self.storage.records().map(|record| (record.last_change, &record.update));
+        let may_know = |update: &Update| {
+            // A state vector says nothing of deletes.
+            let has_deletes = update.deletes().next().is_some();
+            has_deletes || update.inserts().any(|(client, range)| known.clock(client) > range.start)
+        };
+        batch.chain(records).filter(|(_, update)| may_know(update)).map(|(number, _)| number).max().unwrap_or(0)
     }
 
     /// Whether the store has yet to confirm an edit by `connection`.
     fn owes_echo(&self, connection: ConnectionId) -> bool {
-        self.config.echo == Echo::Durable
-            && (self.batch.iter().any(|change| change.author == Some(connection))
-                || self.storage.is_author(connection))
+        let last_change = self.peers.get(&connection).map_or(0, |peer| peer.last_change);
+        self.config.echo == Echo::Durable && last_change > self.storage.durable_change
     }
 
     /// The state vector of what a peer was sent, or knows because it wrote it and was told so.
@@ -817,7 +831,7 @@ impl Room {
         let diff = self.journal.diff(&StateVector::default());
         for update in diff.conflicting.into_iter().chain([diff.main]) {
             let frame = Message::Update(update.bytes().clone()).encode();
-            self.storage.push(Record { update, frame, authors: SmallVec::new() });
+            self.storage.push(Record { last_change: self.changes, update, frame, authors: SmallVec::new() });
         }
         self.storage.write(&self.name, out);
         let state_vector = self.journal.state_vector().encode();
@@ -933,9 +947,8 @@ impl Room {
         if !silent.is_empty() {
             out.send(silent, Bytes::from_static(&EMPTY_AWARENESS));
         }
-        // A room in which nothing happens keeps no encoded answer.
-        let version = self.journal.version();
-        self.answers.retain(|answer| answer.version == version && self.peers.len() > 1);
+        // Those who join together ask within moments; a quiet room keeps no encoded answer.
+        self.answers.clear();
         let flowing = self.peers.values().filter(|peer| peer.congestion.is_none());
         self.timers.keepalive = flowing.map(|peer| peer.last_sent + keepalive).min();
     }
@@ -1052,6 +1065,8 @@ impl Pace {
 struct Storage {
     /// Everything up to here is durable.
     durable: u64,
+    /// The number of the last change that is durable.
+    durable_change: u64,
     outstanding: Option<Outstanding>,
     /// Flushed records for the next append.
     waiting: Vec<Record>,
@@ -1071,6 +1086,8 @@ enum Outstanding {
 /// One append, or a part of one.
 #[derive(Debug)]
 struct Record {
+    /// The number of the last change in it.
+    last_change: u64,
     update: Update,
     /// What its authors get back.
     frame: Bytes,
@@ -1106,6 +1123,7 @@ impl Storage {
         }
         let Some(Outstanding::Append(record)) = self.outstanding.take() else { return None };
         self.durable = seq;
+        self.durable_change = record.last_change;
         self.retry_delay = None;
         self.bytes -= record.update.bytes().len();
         Some(record)
@@ -1166,16 +1184,8 @@ impl Storage {
         outstanding.into_iter().chain(&self.waiting)
     }
 
-    fn unstored(&self) -> impl Iterator<Item = &Update> {
-        self.records().map(|record| &record.update)
-    }
-
     fn unechoed(&self, author: ConnectionId) -> impl Iterator<Item = &Update> {
         self.records().filter(move |record| record.authors.contains(&author)).map(|record| &record.update)
-    }
-
-    fn is_author(&self, connection: ConnectionId) -> bool {
-        self.records().any(|record| record.authors.contains(&connection))
     }
 }
 
@@ -1184,13 +1194,14 @@ impl Record {
         if records.len() == 1 {
             return records.pop().expect("it has one");
         }
+        let last_change = records.iter().map(|record| record.last_change).max().unwrap_or(0);
         let updates: Vec<_> = records.iter().map(|record| record.update.clone()).collect();
         let mut authors: SmallVec<[ConnectionId; 2]> =
             records.into_iter().flat_map(|record| record.authors).collect();
         authors.sort_unstable();
         authors.dedup();
         let update = update::join(&updates);
-        Self { frame: Message::Update(update.bytes().clone()).encode(), update, authors }
+        Self { last_change, frame: Message::Update(update.bytes().clone()).encode(), update, authors }
     }
 }
 

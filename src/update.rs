@@ -136,9 +136,7 @@ impl IdSet {
 
     /// The ranges, lowest client and clock first.
     pub fn iter(&self) -> impl Iterator<Item = (ClientId, Range<u64>)> {
-        self.0
-            .iter()
-            .flat_map(|(&client, ranges)| ranges.0.iter().map(move |(&from, &to)| (client, from..to)))
+        self.0.iter().flat_map(|(&client, ranges)| ranges.0.iter().map(move |(&from, &to)| (client, from..to)))
     }
 
     /// Whether nothing is in the set.
@@ -467,11 +465,11 @@ impl Struct {
         self.at..self.end_at
     }
 
-    /// What must be there before the part from clock `from` on can be. Cut, it hangs on the clock before.
-    pub(crate) fn dependencies(&self, from: u64) -> impl Iterator<Item = Id> {
-        let whole = if from > self.id.clock { [None, None] } else { [self.origin, self.parent] };
-        let [origin, parent] = whole;
-        [origin, self.right_origin, parent].into_iter().flatten()
+    /// What must be there before it can be: origin, right origin, parent.
+    ///
+    /// As in Yjs that goes for the rest of it too, once others have taken its first clocks.
+    pub(crate) fn dependencies(&self) -> impl Iterator<Item = Id> {
+        [self.origin, self.right_origin, self.parent].into_iter().flatten()
     }
 
     fn kind(&self) -> u8 {
@@ -573,6 +571,11 @@ impl<'a> Run<'a> {
         self.starting_at(from)
     }
 
+    /// Whether it has clocks that a state vector does not cover.
+    pub(crate) fn is_beyond(&self, known: &StateVector) -> bool {
+        self.part.end > known.clock(self.client)
+    }
+
     /// Without the clocks below `from`; `None` if nothing remains.
     pub(crate) fn starting_at(mut self, from: u64) -> Option<Self> {
         self.part.start = self.part.start.max(from);
@@ -607,7 +610,9 @@ impl<'a> Run<'a> {
     }
 
     /// Appends what of the run is not covered, in as few pieces as it allows.
-    fn take_gaps(&self, covered: &Ranges, laid: &mut Vec<Self>, deletes: &mut IdSet) {
+    ///
+    /// What the rest says is deleted is added to `lost`.
+    fn take_gaps(&self, covered: &Ranges, laid: &mut Vec<Self>, lost: &mut Ranges) {
         let begin = laid.len();
         for (s, part) in self.parts() {
             let mut taken = 0;
@@ -619,7 +624,7 @@ impl<'a> Run<'a> {
                 }
             }
             if s.is_gone() && taken < part.end - part.start {
-                deletes.insert(self.client, part);
+                lost.insert(part);
             }
         }
     }
@@ -666,16 +671,22 @@ fn lay<'a>(mut runs: Vec<Run<'a>>, deletes: &mut IdSet) -> Vec<Run<'a>> {
         let (cluster, others) = rest.split_at_mut(count);
         cluster.sort_by_key(|run| run.arrival);
         let cluster_at = laid.len();
-        let mut covered = Ranges::default();
+        let (mut covered, mut lost) = (Ranges::default(), Ranges::default());
         for run in cluster {
             if covered.gaps(run.part.clone()).next().as_ref() == Some(&run.part) {
                 laid.push(run.clone());
             } else {
-                run.take_gaps(&covered, &mut laid, deletes);
+                run.take_gaps(&covered, &mut laid, &mut lost);
             }
             covered.insert(run.part.clone());
         }
-        laid[cluster_at..].sort_by_key(Run::place);
+        let laid = &mut laid[cluster_at..];
+        laid.sort_by_key(Run::place);
+        if !lost.0.is_empty() {
+            for (s, part) in laid.iter().flat_map(Run::parts).filter(|(s, _)| !s.is_gone()) {
+                lost.covered(part).for_each(|clocks| _ = deletes.insert(s.id.client, clocks));
+            }
+        }
         rest = others;
     }
     laid
@@ -776,31 +787,21 @@ impl Squasher {
     }
 
     /// Takes the next struct, in parts where it is partly deleted.
-    fn push(
-        &mut self,
-        source: &[u8],
-        s: &Struct,
-        part: Range<u64>,
-        deleted: Option<&Ranges>,
-        out: &mut Vec<u8>,
-    ) {
+    fn push(&mut self, source: &[u8], s: &Struct, part: Range<u64>, deleted: Option<&Ranges>, out: &mut Vec<u8>) {
         let mut content = Content::new(source, s);
         // Types and subdocuments stay: their children name them as parent.
         let is_leaf = matches!(s.kind(), JSON..=FORMAT | ANY);
         let deleted = deleted.filter(|deleted| is_leaf && !content.is_split_by(deleted, &part));
         let mut from = part.start;
-        if let Some(deleted) = deleted {
-            for gap in deleted.gaps(part.clone()) {
-                if from < gap.start {
-                    self.push_part(source, s, DELETED, from..gap.start, &mut content, out);
-                }
-                from = gap.end;
-                self.push_part(source, s, s.kind(), gap, &mut content, out);
+        for clocks in deleted.into_iter().flat_map(|deleted| deleted.covered(part.clone())) {
+            if from < clocks.start {
+                self.push_part(source, s, s.kind(), from..clocks.start, &mut content, out);
             }
+            from = clocks.end;
+            self.push_part(source, s, DELETED, clocks, &mut content, out);
         }
         if from < part.end {
-            let kind = if deleted.is_some() { DELETED } else { s.kind() };
-            self.push_part(source, s, kind, from..part.end, &mut content, out);
+            self.push_part(source, s, s.kind(), from..part.end, &mut content, out);
         }
     }
 
@@ -964,16 +965,25 @@ impl Ranges {
         true
     }
 
+    /// The parts of `range` that are covered, in order.
+    fn covered(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+        let mut from = range.start;
+        let end = iter::once(range.end..range.end);
+        self.gaps(range).chain(end).filter_map(move |gap| {
+            let covered = from..gap.start;
+            from = gap.end;
+            (!covered.is_empty()).then_some(covered)
+        })
+    }
+
     /// The parts of `range` that are not covered, in order.
     fn gaps(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
         let before = self.0.range(..=range.start).next_back();
         let mut from = before.map_or(range.start, |(_, &end)| end.max(range.start));
-        let mut ranges =
-            self.0.range((Bound::Excluded(range.start), Bound::Excluded(range.end.max(range.start + 1))));
+        let mut ranges = self.0.range((Bound::Excluded(range.start), Bound::Excluded(range.end.max(range.start + 1))));
         iter::from_fn(move || {
             while from < range.end {
-                let (start, end) =
-                    ranges.next().map_or((range.end, range.end), |(&start, &end)| (start, end));
+                let (start, end) = ranges.next().map_or((range.end, range.end), |(&start, &end)| (start, end));
                 let gap = from..start;
                 from = end;
                 if !gap.is_empty() {
@@ -1406,9 +1416,7 @@ impl Json<'_> {
                 Some(b'"') => return Ok(()),
                 Some(b'\\') => match self.next() {
                     Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => {}
-                    Some(b'u')
-                        if self.bytes.iter().take(4).filter(|byte| byte.is_ascii_hexdigit()).count() == 4 =>
-                    {
+                    Some(b'u') if self.bytes.iter().take(4).filter(|byte| byte.is_ascii_hexdigit()).count() == 4 => {
                         self.bytes = &self.bytes[4..];
                     }
                     _ => return Err(UpdateError::NotJson),
