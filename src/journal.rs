@@ -3,7 +3,8 @@
 //! A [`Journal`] does with clocks what every Yjs reader does with documents. A struct is *integrated*
 //! when it is the next of its client and everything it hangs on is there. Until then it, and what
 //! follows it of that client, is *parked*. So the journal's state vector is that of a Yjs document which
-//! was given the same updates, and no room needs a document to answer who asks.
+//! was given the same updates, and no room needs a document to answer who asks. (Where the same clocks
+//! are parked in two versions, Yjs keeps one of them; the journal keeps both and may get ahead of it.)
 //!
 //! ```text
 //!                       .-- nothing new ------------------------------> Nothing
@@ -27,7 +28,8 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use crate::update::{
-    ClientId, Id, IdSet, Run, SquashOptions, StateVector, Struct, Structs, Update, is_same_struct, join, squash,
+    ClientId, Id, IdSet, Run, SquashOptions, StateVector, Struct, Structs, Update, is_same_struct, join,
+    squash,
 };
 
 /// Bounds what a journal keeps beyond the document itself.
@@ -141,7 +143,8 @@ impl Journal {
         if let Some((_, diff)) = self.diffs.iter().find(|(other, _)| other == known) {
             return diff.clone();
         }
-        let mut main = self.log().flat_map(Update::runs).filter_map(|run| run.beyond(known)).collect::<Vec<_>>();
+        let mut main =
+            self.log().flat_map(Update::runs).filter_map(|run| run.beyond(known)).collect::<Vec<_>>();
         let (first, others) = self.parked.runs();
         main.extend(first.into_iter().filter(|run| run.is_beyond(known)));
         main.sort_by_key(Run::place);
@@ -399,7 +402,8 @@ impl Journal {
         if integrated.is_empty() && deletes.is_empty() {
             return Received::New(new);
         }
-        let mut runs = integrated.iter().filter_map(|(place, parked)| parked.rest(*place)).collect::<Vec<_>>();
+        let mut runs =
+            integrated.iter().filter_map(|(place, parked)| parked.rest(*place)).collect::<Vec<_>>();
         runs.sort_by_key(Run::place);
         self.append(Update::encode(&runs, &deletes));
         if deletes.is_empty() {
@@ -604,7 +608,8 @@ impl Parked {
             }
             if parked.end > clock {
                 self.cost += parked.bytes.len() + Journal::PARKED_OVERHEAD;
-                self.structs.insert(Place { from: clock, ..place }, ParkedStruct { waits_for: None, ..parked });
+                self.structs
+                    .insert(Place { from: clock, ..place }, ParkedStruct { waits_for: None, ..parked });
             }
         }
         let next = self.structs.range(place_at(clock)..place_at(clock + 1));
@@ -616,7 +621,9 @@ impl Parked {
     fn holds(&self, s: &Waiting<'_>) -> bool {
         let place = Place { client: s.id.client, from: s.from, serial: 0 };
         let versions = self.structs.range(place..=Place { serial: u64::MAX, ..place });
-        versions.into_iter().any(|(_, other)| other.clock == s.id.clock && is_same_struct(&other.bytes, s.bytes))
+        versions
+            .into_iter()
+            .any(|(_, other)| other.clock == s.id.clock && is_same_struct(&other.bytes, s.bytes))
     }
 
     /// The parked structs as runs: first those that contradict neither each other nor the log, then the

@@ -789,7 +789,12 @@ impl Room {
             let has_deletes = update.deletes().next().is_some();
             has_deletes || update.inserts().any(|(client, range)| known.clock(client) > range.start)
         };
-        batch.chain(records).filter(|(_, update)| may_know(update)).map(|(number, _)| number).max().unwrap_or(0)
+        batch
+            .chain(records)
+            .filter(|(_, update)| may_know(update))
+            .map(|(number, _)| number)
+            .max()
+            .unwrap_or(0)
     }
 
     /// Whether the store has yet to confirm an edit by `connection`.
@@ -1017,7 +1022,11 @@ impl Room {
     }
 
     fn scan_rules(&self) -> ScanRules {
-        ScanRules { depth_max: self.config.depth_max, weak_links: self.config.weak_links }
+        ScanRules {
+            depth_max: self.config.depth_max,
+            weak_links: self.config.weak_links,
+            ..ScanRules::default()
+        }
     }
 }
 

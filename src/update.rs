@@ -23,6 +23,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use serde_json::value::RawValue;
 use smallvec::SmallVec;
 
 use crate::lib0::write_var_uint;
@@ -136,7 +137,9 @@ impl IdSet {
 
     /// The ranges, lowest client and clock first.
     pub fn iter(&self) -> impl Iterator<Item = (ClientId, Range<u64>)> {
-        self.0.iter().flat_map(|(&client, ranges)| ranges.0.iter().map(move |(&from, &to)| (client, from..to)))
+        self.0
+            .iter()
+            .flat_map(|(&client, ranges)| ranges.0.iter().map(move |(&from, &to)| (client, from..to)))
     }
 
     /// Whether nothing is in the set.
@@ -167,11 +170,14 @@ pub struct ScanRules {
     /// Whether weak links pass, a type of yrs on which Yjs clients throw; false by default. What a link
     /// quotes is not followed: a reader that lacks it lets the link wait by itself.
     pub weak_links: bool,
+    /// The highest clock that a struct, an id or a delete may name; 2^32 - 1 by default. yrs holds no
+    /// more, and takes higher ones silently for others; nobody writes so much under one client id.
+    pub clock_max: u64,
 }
 
 impl Default for ScanRules {
     fn default() -> Self {
-        Self { depth_max: 100, weak_links: false }
+        Self { depth_max: 100, weak_links: false, clock_max: u64::from(u32::MAX) }
     }
 }
 
@@ -189,14 +195,14 @@ impl Update {
     /// Proves bytes to be a well-formed update, in one pass.
     ///
     /// It checks every length against the bytes left, UTF-8, the grammar of JSON, the known kinds of
-    /// content and of types, nesting, that no struct is empty or reaches clock 2^53, that none depends
+    /// content and of types, nesting, that no struct is empty or reaches too high a clock, that none depends
     /// on itself or on its own client's future, and that nothing is left over. It allocates only for
     /// updates of many clients or deeply nested values.
     pub fn scan(bytes: Bytes, rules: &ScanRules) -> Result<Self, UpdateError> {
         let mut reader = Reader { bytes: &bytes, at: 0 };
         reader.prove_sections(rules)?;
         let deletes_at = reader.at;
-        reader.prove_deletes()?;
+        reader.prove_deletes(rules)?;
         reader.finish()?;
         Ok(Self { bytes, deletes_at })
     }
@@ -368,8 +374,8 @@ pub enum UpdateError {
     /// A number is 2^53 or more, which JavaScript cannot count.
     #[error("a number is 2^53 or more")]
     NumberTooLarge,
-    /// A clock, with the length that follows it, comes to 2^53 or more.
-    #[error("a clock reaches 2^53")]
+    /// A clock, with the length that follows it, comes to more than [`ScanRules::clock_max`].
+    #[error("a clock is too large")]
     ClockTooLarge,
     /// A client has two sections, two entries among the deletes, or two in a state vector.
     #[error("a client appears twice")]
@@ -787,7 +793,14 @@ impl Squasher {
     }
 
     /// Takes the next struct, in parts where it is partly deleted.
-    fn push(&mut self, source: &[u8], s: &Struct, part: Range<u64>, deleted: Option<&Ranges>, out: &mut Vec<u8>) {
+    fn push(
+        &mut self,
+        source: &[u8],
+        s: &Struct,
+        part: Range<u64>,
+        deleted: Option<&Ranges>,
+        out: &mut Vec<u8>,
+    ) {
         let mut content = Content::new(source, s);
         // Types and subdocuments stay: their children name them as parent.
         let is_leaf = matches!(s.kind(), JSON..=FORMAT | ANY);
@@ -980,10 +993,12 @@ impl Ranges {
     fn gaps(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
         let before = self.0.range(..=range.start).next_back();
         let mut from = before.map_or(range.start, |(_, &end)| end.max(range.start));
-        let mut ranges = self.0.range((Bound::Excluded(range.start), Bound::Excluded(range.end.max(range.start + 1))));
+        let mut ranges =
+            self.0.range((Bound::Excluded(range.start), Bound::Excluded(range.end.max(range.start + 1))));
         iter::from_fn(move || {
             while from < range.end {
-                let (start, end) = ranges.next().map_or((range.end, range.end), |(&start, &end)| (start, end));
+                let (start, end) =
+                    ranges.next().map_or((range.end, range.end), |(&start, &end)| (start, end));
                 let gap = from..start;
                 from = end;
                 if !gap.is_empty() {
@@ -1026,7 +1041,7 @@ impl<'a> Reader<'a> {
         clients.finish()
     }
 
-    fn prove_deletes(&mut self) -> Result<(), UpdateError> {
+    fn prove_deletes(&mut self, rules: &ScanRules) -> Result<(), UpdateError> {
         let entries = self.count(2)?;
         let mut clients = Clients::default();
         for _ in 0..entries {
@@ -1036,7 +1051,7 @@ impl<'a> Reader<'a> {
                 if len == 0 {
                     return Err(UpdateError::EmptyDelete);
                 }
-                if clock + len >= NUMBER_END {
+                if clock + len > rules.clock_max {
                     return Err(UpdateError::ClockTooLarge);
                 }
             }
@@ -1044,6 +1059,7 @@ impl<'a> Reader<'a> {
         clients.finish()
     }
 
+    #[inline]
     fn structure<const PROVE: bool>(&mut self, id: Id, rules: &ScanRules) -> Result<Struct, UpdateError> {
         let at = self.at;
         let info = self.u8()?;
@@ -1073,8 +1089,12 @@ impl<'a> Reader<'a> {
         }
         if PROVE {
             let is_future = |other: &Id| other.client == id.client && other.clock >= id.clock;
-            if [origin, right_origin, parent].iter().flatten().any(is_future) {
+            let ids = [origin, right_origin, parent];
+            if ids.iter().flatten().any(is_future) {
                 return Err(UpdateError::OwnFuture);
+            }
+            if ids.iter().flatten().any(|id| id.clock > rules.clock_max) {
+                return Err(UpdateError::ClockTooLarge);
             }
         }
         let content_at = self.at;
@@ -1082,7 +1102,7 @@ impl<'a> Reader<'a> {
         if len == 0 {
             return Err(UpdateError::EmptyStruct);
         }
-        if id.clock + len >= NUMBER_END {
+        if id.clock + len > rules.clock_max {
             return Err(UpdateError::ClockTooLarge);
         }
         Ok(Struct { id, len, info, at, content_at, end_at: self.at, origin, right_origin, parent })
@@ -1239,19 +1259,19 @@ impl<'a> Reader<'a> {
     }
 
     fn var_uint_rest(&mut self, mut value: u64, mut shift: u32) -> Result<u64, UpdateError> {
-        loop {
-            let byte = self.u8()?;
+        for (index, byte) in self.bytes[self.at..].iter().enumerate() {
             // Beyond 2^53, or padded beyond what any writer emits.
             if shift > 49 {
                 return Err(UpdateError::NumberTooLarge);
             }
             value |= u64::from(byte & 0x7f) << shift;
-            if byte < 0x80 {
-                break;
+            if *byte < 0x80 {
+                self.at += index + 1;
+                return if value < NUMBER_END { Ok(value) } else { Err(UpdateError::NumberTooLarge) };
             }
             shift += 7;
         }
-        if value < NUMBER_END { Ok(value) } else { Err(UpdateError::NumberTooLarge) }
+        Err(UpdateError::Truncated)
     }
 
     #[inline]
@@ -1284,7 +1304,7 @@ impl<'a> Reader<'a> {
 
 impl ScanRules {
     /// For bytes that passed under whatever rules.
-    const PROVEN: Self = Self { depth_max: usize::MAX, weak_links: true };
+    const PROVEN: Self = Self { depth_max: usize::MAX, weak_links: true, clock_max: u64::MAX };
 }
 
 /// Finds clients that appear twice. Writers sort them, so that comparing neighbours mostly suffices.
@@ -1318,140 +1338,34 @@ fn utf16_len(text: &[u8]) -> u64 {
     units.sum::<usize>() as u64
 }
 
-/// Proves a text to be JSON by its grammar (RFC 8259), as strictly as `JSON.parse` and without decoding.
-///
-/// Real documents hold lone surrogate escapes, numbers like `1e999` and duplicate names, which most
-/// decoders refuse and the grammar allows.
+/// Proves a text to be JSON by its grammar, without decoding it: real documents hold lone surrogate
+/// escapes, numbers beyond every range and names that appear twice.
 pub(crate) fn prove_json(text: &[u8], depth_max: usize) -> Result<(), UpdateError> {
-    prove_utf8(text)?;
-    let mut json = Json { bytes: text };
-    // The closing brackets that are due.
-    let mut open = SmallVec::<[u8; 32]>::new();
-    loop {
-        json.skip_space();
-        match json.next() {
-            Some(bracket @ (b'{' | b'[')) => {
-                if open.len() >= depth_max {
-                    return Err(UpdateError::TooDeep);
-                }
-                let close = bracket + 2;
-                json.skip_space();
-                if !json.eat(close) {
-                    open.push(close);
-                    if close == b'}' {
-                        json.name()?;
-                    }
-                    continue;
-                }
-            }
-            Some(b'"') => json.string()?,
-            Some(b't') => json.word(b"rue")?,
-            Some(b'f') => json.word(b"alse")?,
-            Some(b'n') => json.word(b"ull")?,
-            Some(first @ (b'-' | b'0'..=b'9')) => json.number(first)?,
-            _ => return Err(UpdateError::NotJson),
-        }
-        // A value has ended, and perhaps what holds it.
-        loop {
-            json.skip_space();
-            match (json.next(), open.last()) {
-                (None, None) => return Ok(()),
-                (Some(b','), Some(&close)) => {
-                    if close == b'}' {
-                        json.name()?;
-                    }
-                    break;
-                }
-                (Some(byte), Some(&close)) if byte == close => _ = open.pop(),
-                _ => return Err(UpdateError::NotJson),
-            }
-        }
+    let text = std::str::from_utf8(text).map_err(|_| UpdateError::NotUtf8)?;
+    if nesting(text) > depth_max {
+        return Err(UpdateError::TooDeep);
     }
+    // Skips values without recursion, and sets no limit of its own.
+    serde_json::from_str::<&RawValue>(text).map(drop).map_err(|_| UpdateError::NotJson)
 }
 
-/// Reads JSON text from the front.
-struct Json<'a> {
-    bytes: &'a [u8],
-}
-
-impl Json<'_> {
-    fn next(&mut self) -> Option<u8> {
-        let (&byte, rest) = self.bytes.split_first()?;
-        self.bytes = rest;
-        Some(byte)
-    }
-
-    fn eat(&mut self, byte: u8) -> bool {
-        let is_next = self.bytes.first() == Some(&byte);
-        if is_next {
-            self.bytes = &self.bytes[1..];
-        }
-        is_next
-    }
-
-    fn skip_space(&mut self) {
-        while let [b' ' | b'\t' | b'\n' | b'\r', rest @ ..] = self.bytes {
-            self.bytes = rest;
-        }
-    }
-
-    /// Reads the name of a member and the colon behind it.
-    fn name(&mut self) -> Result<(), UpdateError> {
-        self.skip_space();
-        self.word(b"\"")?;
-        self.string()?;
-        self.skip_space();
-        self.word(b":")
-    }
-
-    fn word(&mut self, word: &[u8]) -> Result<(), UpdateError> {
-        self.bytes = self.bytes.strip_prefix(word).ok_or(UpdateError::NotJson)?;
-        Ok(())
-    }
-
-    /// Reads a string whose opening quote was read.
-    fn string(&mut self) -> Result<(), UpdateError> {
-        loop {
-            match self.next() {
-                Some(b'"') => return Ok(()),
-                Some(b'\\') => match self.next() {
-                    Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => {}
-                    Some(b'u') if self.bytes.iter().take(4).filter(|byte| byte.is_ascii_hexdigit()).count() == 4 => {
-                        self.bytes = &self.bytes[4..];
-                    }
-                    _ => return Err(UpdateError::NotJson),
-                },
-                Some(b' '..) => {}
-                _ => return Err(UpdateError::NotJson),
+/// How deeply arrays and objects nest in a text, if that is JSON.
+fn nesting(text: &str) -> usize {
+    let (mut open, mut deepest, mut in_string) = (0usize, 0, false);
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'"' => in_string = !in_string,
+            b'\\' if in_string => _ = bytes.next(),
+            b'[' | b'{' if !in_string => {
+                open += 1;
+                deepest = deepest.max(open);
             }
+            b']' | b'}' if !in_string => open = open.saturating_sub(1),
+            _ => {}
         }
     }
-
-    /// Reads a number whose first byte was read.
-    fn number(&mut self, first: u8) -> Result<(), UpdateError> {
-        let first = if first == b'-' { self.next() } else { Some(first) };
-        match first {
-            Some(b'0') => {}
-            Some(b'1'..=b'9') => _ = self.digits(),
-            _ => return Err(UpdateError::NotJson),
-        }
-        if self.eat(b'.') && self.digits() == 0 {
-            return Err(UpdateError::NotJson);
-        }
-        if self.eat(b'e') || self.eat(b'E') {
-            _ = self.eat(b'+') || self.eat(b'-');
-            if self.digits() == 0 {
-                return Err(UpdateError::NotJson);
-            }
-        }
-        Ok(())
-    }
-
-    fn digits(&mut self) -> usize {
-        let digits = self.bytes.iter().take_while(|byte| byte.is_ascii_digit()).count();
-        self.bytes = &self.bytes[digits..];
-        digits
-    }
+    deepest
 }
 
 /// Why reading cannot fail: the same reader proved the same bytes, or the algebra wrote them.
