@@ -162,6 +162,12 @@ impl Journal {
         diff
     }
 
+    /// Whether all of an update is integrated, and all that it deletes known to be deleted.
+    pub fn knows(&self, update: &Update) -> bool {
+        update.inserts().all(|(client, clocks)| clocks.end <= self.state.clock(client))
+            && update.deletes().all(|(client, clocks)| self.deleted.contains_range(client, clocks))
+    }
+
     /// Up to which clock the structs of every client are integrated.
     pub fn state_vector(&self) -> &StateVector {
         &self.state

@@ -96,8 +96,25 @@ struct Peer {
 struct Congestion {
     since: Instant,
     handed_out: StateVector,
+    /// Whether an update was due meanwhile.
     missed: bool,
+    /// Whether it is to be asked what it has.
+    unasked: bool,
+    /// Whether it is to be told that it may not write.
+    untold: bool,
     presence_version: u64,
+}
+
+/// What is due to a peer, and so what a congested one misses.
+#[derive(Debug, Clone, Copy)]
+enum Due {
+    Update,
+    SyncStep1,
+    Refusal,
+    /// Presence that changed just now, or nothing that matters later.
+    Change,
+    /// Presence that changed at some time.
+    Presence,
 }
 
 /// A SyncStep1, or a catch-up, that cannot be answered yet.
@@ -200,6 +217,9 @@ impl Room {
         if self.peers.len() >= self.config.peers_per_room_max {
             return out.close(connection, CloseReason::RoomFull);
         }
+        if is_due(expires_at, now) {
+            return out.close(connection, CloseReason::AccessExpired);
+        }
         let peer = Peer {
             access,
             expires_at,
@@ -256,7 +276,14 @@ impl Room {
         }
         // Presence that waits for its flush counts as missed: its version is not yet handed out.
         let presence_version = if self.presence.is_empty() { presence_version } else { 0 };
-        peer.congestion = Some(Congestion { since: now, handed_out, missed: false, presence_version });
+        peer.congestion = Some(Congestion {
+            since: now,
+            handed_out,
+            missed: false,
+            unasked: false,
+            untold: false,
+            presence_version,
+        });
         soonest(&mut self.timers.congestion, Some(now + self.config.congestion_timeout));
     }
 
@@ -267,14 +294,20 @@ impl Room {
         // A question that still waits is older than the congestion, or a SyncStep1 that came meanwhile,
         // which says what the peer really has: its answer carries all that was missed.
         let question = peer.question.take().or_else(|| {
-            let Congestion { handed_out: known, missed, .. } = &congestion;
-            missed.then(|| Question { known: known.clone(), is_step1: false, after: 0 })
+            congestion.missed.then_some(Question { known: congestion.handed_out, is_step1: false, after: 0 })
         });
+        soonest(&mut self.timers.keepalive, Some(peer.last_sent + self.config.keepalive));
+        if congestion.unasked {
+            self.ask(now, connection, out);
+        }
+        if congestion.untold {
+            self.send(now, connection, Due::Refusal, refusal(), out);
+        }
         if let Some(question) = question {
             self.answer_or_wait(now, connection, question, out);
         }
         if let Some(update) = self.awareness.encode_since(congestion.presence_version) {
-            self.send(now, connection, Message::Awareness(update).encode(), out);
+            self.send(now, connection, Due::Change, Message::Awareness(update).encode(), out);
         }
     }
 
@@ -302,6 +335,8 @@ impl Room {
         if !matches!(self.phase, Phase::Loading { .. }) {
             return;
         }
+        // Of those whose access has ended nothing that waits is taken, even if the timer is late.
+        self.close_expired(now, out);
         for (index, bytes) in updates.into_iter().enumerate() {
             match Update::scan(bytes, &self.scan_rules()) {
                 Ok(update) => self.journal.restore(&update),
@@ -333,8 +368,12 @@ impl Room {
     /// Everything up to `seq` is durable: echoes what that acknowledges, writes what waited.
     pub fn stored(&mut self, now: Instant, seq: u64, out: &mut Outputs) {
         let Some(record) = self.storage.stored(seq) else { return };
-        let authors: Recipients =
-            record.authors.iter().copied().filter(|author| offer(&mut self.peers, *author, now)).collect();
+        let authors: Recipients = record
+            .authors
+            .iter()
+            .copied()
+            .filter(|author| offer(&mut self.peers, *author, now, Due::Update))
+            .collect();
         if !authors.is_empty() {
             out.send(authors, record.frame);
         }
@@ -355,7 +394,8 @@ impl Room {
     /// A `seq` that was reported as stored before says that the store has lost it: the room writes
     /// everything it has once more, and asks all peers for what they have.
     pub fn store_failed(&mut self, now: Instant, seq: u64, out: &mut Outputs) {
-        let lost = seq <= self.storage.durable && !self.storage.is_compacting();
+        let lost =
+            seq < self.storage.durable || (seq == self.storage.durable && !self.storage.is_compacting());
         if lost {
             if matches!(self.phase, Phase::Live) {
                 self.rewrite(now, out);
@@ -364,6 +404,8 @@ impl Room {
         }
         if let Some(delay) = self.storage.failed(now, seq, &self.config, &mut self.random) {
             out.event(Event::StoreFailed { room: self.name.clone(), seq, retry_in: delay });
+            // What waited behind a compaction, or for its end, need not wait for it to be tried again.
+            self.storage_advanced(now, out);
         }
     }
 
@@ -381,6 +423,7 @@ impl Room {
             return;
         }
         self.drain = Some(Drain { deadline, next_close: first_close, step });
+        self.timers.unload = None;
         if self.is_live() {
             self.flush(now, out);
             self.after_change(now, out);
@@ -460,7 +503,7 @@ impl Room {
         let update = Update::scan(update, &self.scan_rules()).map_err(|_| ViewError::NotEncodable)?;
         self.view = Some(view);
         if !update.is_empty() {
-            self.change(now, None, &update, None, out);
+            let _ = self.change(now, None, &update, None, out);
             self.after_change(now, out);
         }
         Ok(result)
@@ -533,16 +576,23 @@ impl Room {
                 Message::Update(update) => {
                     let reusable = frame.len() == UPDATE_HEAD_LEN + var_uint_len(update.len()) + update.len();
                     let frame = reusable.then(|| frame.clone());
-                    self.write(now, connection, update, frame, out);
+                    let is_taken = self.write(now, connection, update, frame, out);
+                    if !is_taken {
+                        // It has what is missing, or can name who has: ask once more.
+                        self.ask(now, connection, out);
+                    }
                 }
-                Message::SyncStep2(update) => self.write(now, connection, update, None, out),
+                Message::SyncStep2(update) => {
+                    // If this is not taken, it has no better answer: asking again would go on for ever.
+                    let _ = self.write(now, connection, update, None, out);
+                }
                 Message::Awareness(update) => match awareness::decode(&update, self.config.depth_max) {
                     Ok(entries) => self.announce(now, connection, entries, out),
                     Err(error) => return self.close(now, connection, CloseReason::Awareness(error), out),
                 },
                 Message::QueryAwareness => {
                     if let Some(update) = self.awareness.encode_present() {
-                        self.send(now, connection, Message::Awareness(update).encode(), out);
+                        self.send(now, connection, Due::Presence, Message::Awareness(update).encode(), out);
                     }
                 }
                 // A client has nobody to deny anything to.
@@ -555,6 +605,7 @@ impl Room {
         self.after_change(now, out);
     }
 
+    /// Takes an update from a peer; false where it misses too much to be kept.
     fn write(
         &mut self,
         now: Instant,
@@ -562,30 +613,38 @@ impl Room {
         update: Bytes,
         frame: Option<Bytes>,
         out: &mut Outputs,
-    ) {
+    ) -> bool {
         let update = match Update::scan(update, &self.scan_rules()) {
             Ok(update) => update,
-            Err(error) => return self.close(now, connection, CloseReason::Update(error), out),
+            Err(error) => {
+                self.close(now, connection, CloseReason::Update(error), out);
+                return true;
+            }
         };
         if update.is_empty() {
-            return;
+            return true;
         }
         let peer = self.peers.get_mut(&connection).expect("the caller has just looked it up");
         if peer.access == Access::ReadOnly {
+            // Yjs answers SyncStep1 with all deletes that it knows, so a reader's answer is seldom empty.
+            if self.journal.knows(&update) {
+                return true;
+            }
             out.event(Event::WriteRefused { room: self.name.clone(), connection });
             if !mem::replace(&mut peer.refusal_told, true) {
-                let told = Message::PermissionDenied(READ_ONLY.to_owned()).encode();
-                self.send(now, connection, told, out);
+                self.send(now, connection, Due::Refusal, refusal(), out);
             }
-            return;
+            return true;
         }
         if self.unstored_bytes() + update.bytes().len() > self.config.unstored_bytes_max {
-            return self.close(now, connection, CloseReason::StoreOverloaded, out);
+            self.close(now, connection, CloseReason::StoreOverloaded, out);
+            return true;
         }
-        self.change(now, Some(connection), &update, frame, out);
+        self.change(now, Some(connection), &update, frame, out)
     }
 
-    /// Takes what is new of an update into the journal and the batch.
+    /// Takes what is new of an update into the journal and the batch; false where it misses too much to
+    /// be kept.
     fn change(
         &mut self,
         now: Instant,
@@ -593,18 +652,11 @@ impl Room {
         update: &Update,
         frame: Option<Bytes>,
         out: &mut Outputs,
-    ) {
+    ) -> bool {
         let new = match self.journal.receive(update) {
-            Received::Nothing => return,
+            Received::Nothing => return true,
             Received::New(new) => new,
-            Received::Overflow => {
-                // The sender has what is missing, or can name who has: ask once more.
-                let state_vector = self.journal.state_vector().encode();
-                if let Some(author) = author {
-                    self.send(now, author, Message::SyncStep1(state_vector).encode(), out);
-                }
-                return;
-            }
+            Received::Overflow => return false,
         };
         let frame = frame.filter(|_| std::ptr::eq(&new.bytes()[..], &update.bytes()[..]));
         self.changes += 1;
@@ -617,6 +669,7 @@ impl Room {
         {
             self.flush(now, out);
         }
+        true
     }
 
     /// Sends the batch to everybody but its authors, hands it to the store.
@@ -628,6 +681,7 @@ impl Room {
         self.flush.last = Some(now);
         self.batch_bytes = 0;
         let mut batch = mem::take(&mut self.batch);
+        let first_change = batch[0].number;
         let mut authors: SmallVec<[ConnectionId; 2]> =
             batch.iter().filter_map(|change| change.author).collect();
         authors.sort_unstable();
@@ -646,7 +700,9 @@ impl Room {
         let mut recipients = Recipients::default();
         for (&connection, peer) in &mut self.peers {
             let gets_all = immediate || authors.binary_search(&connection).is_err();
-            if gets_all && peer.offer(now) {
+            // An author that came back and asked: the answer, which waits for the store, carries all.
+            let waits = peer.question.as_ref().is_some_and(|question| question.after >= first_change);
+            if gets_all && !waits && peer.offer(now, Due::Update) {
                 recipients.push(connection);
             }
         }
@@ -676,7 +732,7 @@ impl Room {
                 Message::Update(update::join(&updates).bytes().clone()).encode()
             }
         };
-        self.send(now, author, frame, out);
+        self.send(now, author, Due::Update, frame, out);
     }
 
     fn announce(
@@ -690,7 +746,7 @@ impl Room {
         if !announced.outdated.is_empty()
             && let Some(update) = self.awareness.encode(&announced.outdated)
         {
-            self.send(now, connection, Message::Awareness(update).encode(), out);
+            self.send(now, connection, Due::Presence, Message::Awareness(update).encode(), out);
         }
         soonest(&mut self.timers.presence, Some(now + self.config.awareness_timeout));
         self.presence_changed(now, announced.changed, out);
@@ -715,15 +771,19 @@ impl Room {
         self.presence_flush.due = None;
         let Some(update) = self.awareness.encode(&mem::take(&mut self.presence)) else { return };
         self.presence_flush.last = Some(now);
-        self.broadcast(now, &Message::Awareness(update), out);
+        self.broadcast(now, Due::Change, &Message::Awareness(update), out);
     }
 
     fn greet(&mut self, now: Instant, connection: ConnectionId, out: &mut Outputs) {
-        let state_vector = self.journal.state_vector().encode();
-        self.send(now, connection, Message::SyncStep1(state_vector).encode(), out);
+        self.ask(now, connection, out);
         if let Some(update) = self.awareness.encode_present() {
-            self.send(now, connection, Message::Awareness(update).encode(), out);
+            self.send(now, connection, Due::Presence, Message::Awareness(update).encode(), out);
         }
+    }
+
+    fn ask(&mut self, now: Instant, connection: ConnectionId, out: &mut Outputs) {
+        let state_vector = self.journal.state_vector().encode();
+        self.send(now, connection, Due::SyncStep1, Message::SyncStep1(state_vector).encode(), out);
     }
 
     /// Answers with what the asker lacks, unless that might acknowledge its own edit before the store
@@ -757,7 +817,7 @@ impl Room {
         let frames = cached.map(|answer| answer.frames.clone());
         let frames = frames.unwrap_or_else(|| self.answer(question));
         for frame in frames {
-            self.send(now, connection, frame, out);
+            self.send(now, connection, Due::Update, frame, out);
         }
     }
 
@@ -840,7 +900,7 @@ impl Room {
         }
         self.storage.write(&self.name, out);
         let state_vector = self.journal.state_vector().encode();
-        self.broadcast(now, &Message::SyncStep1(state_vector), out);
+        self.broadcast(now, Due::SyncStep1, &Message::SyncStep1(state_vector), out);
     }
 
     /// Squashes, drains and unloads where the last input has made that possible.
@@ -875,8 +935,9 @@ impl Room {
         } else if self.timers.unload.is_none() {
             self.timers.unload = Some(now + self.config.idle_delay);
         } else if unload_due {
-            // Something is in flight: its end comes by here, and the deadline must not spin.
-            self.timers.unload = Some(now + self.config.idle_delay);
+            // Something is in flight: its end comes by here and sets the timer again, which must not spin
+            // until then, however short the delay.
+            self.timers.unload = None;
         }
     }
 
@@ -945,7 +1006,7 @@ impl Room {
         let keepalive = self.config.keepalive;
         let mut silent = Recipients::default();
         for (&connection, peer) in &mut self.peers {
-            if now.saturating_duration_since(peer.last_sent) >= keepalive && peer.offer(now) {
+            if now.saturating_duration_since(peer.last_sent) >= keepalive && peer.offer(now, Due::Change) {
                 silent.push(connection);
             }
         }
@@ -989,16 +1050,16 @@ impl Room {
         true
     }
 
-    fn send(&mut self, now: Instant, to: ConnectionId, frame: Bytes, out: &mut Outputs) {
-        if offer(&mut self.peers, to, now) {
+    fn send(&mut self, now: Instant, to: ConnectionId, due: Due, frame: Bytes, out: &mut Outputs) {
+        if offer(&mut self.peers, to, now, due) {
             out.send(Recipients::from(to), frame);
         }
     }
 
-    fn broadcast(&mut self, now: Instant, message: &Message, out: &mut Outputs) {
+    fn broadcast(&mut self, now: Instant, due: Due, message: &Message, out: &mut Outputs) {
         let mut everybody = Recipients::default();
         for (&connection, peer) in &mut self.peers {
-            if peer.offer(now) {
+            if peer.offer(now, due) {
                 everybody.push(connection);
             }
         }
@@ -1032,10 +1093,16 @@ impl Room {
 
 impl Peer {
     /// Marks that a frame is sent now; a congested peer is marked as having missed it instead.
-    fn offer(&mut self, now: Instant) -> bool {
+    fn offer(&mut self, now: Instant, due: Due) -> bool {
         match &mut self.congestion {
             Some(congestion) => {
-                congestion.missed = true;
+                match due {
+                    Due::Update => congestion.missed = true,
+                    Due::SyncStep1 => congestion.unasked = true,
+                    Due::Refusal => congestion.untold = true,
+                    Due::Presence => congestion.presence_version = 0,
+                    Due::Change => {}
+                }
                 false
             }
             None => {
@@ -1214,8 +1281,12 @@ impl Record {
     }
 }
 
-fn offer(peers: &mut BTreeMap<ConnectionId, Peer>, connection: ConnectionId, now: Instant) -> bool {
-    peers.get_mut(&connection).is_some_and(|peer| peer.offer(now))
+fn offer(peers: &mut BTreeMap<ConnectionId, Peer>, connection: ConnectionId, now: Instant, due: Due) -> bool {
+    peers.get_mut(&connection).is_some_and(|peer| peer.offer(now, due))
+}
+
+fn refusal() -> Bytes {
+    Message::PermissionDenied(READ_ONLY.to_owned()).encode()
 }
 
 fn is_due(deadline: Option<Instant>, now: Instant) -> bool {

@@ -203,6 +203,10 @@ impl Server {
             Input::Drain { deadline } => self.start_drain(now, deadline, &mut out),
             Input::Timeout => self.timeout(now, &mut out),
         }
+        if self.drain.is_some_and(|drain| !drain.reported && now >= drain.deadline) {
+            // Whatever came first, and however late the timer: all rooms end before it is reported.
+            self.timeout(now, &mut out);
+        }
         if let Some(drain) = &mut self.drain
             && !drain.reported
             && (self.rooms.is_empty() || now >= drain.deadline)

@@ -14,7 +14,7 @@ use yrs_websocket::{
 use yrs_websocket_rfc6455::{self as rfc6455, CloseCode, Opcode, Refusal, Role, encode_frame, frame_header};
 use yrs_websocket_store as store;
 
-use crate::{Admitted, Hooks, Options, Storage, outbox::Outbox, storage};
+use crate::{Admitted, Hooks, Options, Storage, outbox::Outbox, storage, upgrade::HookPanicked};
 
 /// What the store answers.
 pub type Completion = store::Completion<Squashed>;
@@ -140,7 +140,8 @@ struct Connection<S> {
     dirty: bool,
     /// Its entry in `deadlines`.
     deadline: Option<Instant>,
-    /// When to give up waiting for the end of the stream, once shut down.
+    /// When to give up the rest of the outbox and the end of the stream, once the closing handshake is
+    /// over: a peer that neither reads nor closes must not stay.
     linger_until: Option<Instant>,
 }
 
@@ -218,14 +219,7 @@ impl<S: Socket> Host<S> {
             let joined = connection.joined;
             self.take_output(id);
             match event {
-                Some(rfc6455::Event::Binary(frame)) if joined => {
-                    self.counters.frames_in += 1;
-                    self.counters.bytes_in += frame.len() as u64;
-                    let taken = self.hooks.on_frame.as_ref().is_some_and(|on_frame| on_frame(id, &frame));
-                    if !taken {
-                        self.handle(now, Input::Received { connection: id, frame });
-                    }
-                }
+                Some(rfc6455::Event::Binary(frame)) if joined => self.received_frame(now, id, frame),
                 Some(rfc6455::Event::Closed(closed)) => self.websocket_closed(now, id, &closed),
                 Some(_) => {}
                 None => break,
@@ -241,7 +235,8 @@ impl<S: Socket> Host<S> {
     }
 
     /// Writes an outbox by `write`, for runtimes whose sockets are written only by their own task:
-    /// their [`Socket::try_write`] always would block.
+    /// their [`Socket::try_write`] always would block. Does not [`wake`](Socket::wake) for what `write`
+    /// leaves: look at [`Host::next`] afterwards.
     ///
     /// # Errors
     ///
@@ -255,7 +250,7 @@ impl<S: Socket> Host<S> {
         let Some(connection) = self.get_mut(id) else { return Ok(()) };
         let result = connection.outbox.flush(write);
         match &result {
-            Ok(()) => self.after_write(now, id),
+            Ok(()) => self.weigh_outbox(now, id),
             Err(_) => self.forget(now, id),
         }
         self.flush(now);
@@ -265,6 +260,15 @@ impl<S: Socket> Host<S> {
     /// Forgets a connection whose stream has ended or failed.
     pub fn ended(&mut self, now: Instant, id: ConnectionId) {
         self.forget(now, id);
+        self.flush(now);
+    }
+
+    /// Forgets all connections at once, as a crash would: for a runtime that ends.
+    pub fn all_ended(&mut self, now: Instant) {
+        for index in 0..self.slots.len() {
+            let id = connection_id(index as u32, self.slots[index].generation);
+            self.forget(now, id);
+        }
         self.flush(now);
     }
 
@@ -334,17 +338,10 @@ impl<S: Socket> Host<S> {
     }
 
     /// What to do next about a connection.
-    pub fn next(&mut self, now: Instant, id: ConnectionId) -> Next {
-        let Some(connection) = self.get_mut(id) else { return Next::Drop };
+    pub fn next(&self, id: ConnectionId) -> Next {
+        let Some(connection) = get(&self.slots, id) else { return Next::Drop };
         let write = !connection.outbox.is_empty();
-        if !connection.websocket.is_closed() || write {
-            return Next::Run { write };
-        }
-        if connection.linger_until.is_none() {
-            connection.linger_until = Some(now + LINGER);
-            self.watch(id);
-        }
-        Next::ShutDown
+        if connection.websocket.is_closed() && !write { Next::ShutDown } else { Next::Run { write } }
     }
 
     /// When [`Host::timeout`] has something to do.
@@ -379,6 +376,25 @@ impl<S: Socket> Host<S> {
             connections: (self.slots.len() - self.free.len()) as u64,
             rooms: self.server.rooms().len() as u64,
             ..self.counters
+        }
+    }
+
+    fn received_frame(&mut self, now: Instant, id: ConnectionId, frame: Bytes) {
+        self.counters.frames_in += 1;
+        self.counters.bytes_in += frame.len() as u64;
+        match self.hooks.takes_frame(id, &frame) {
+            Ok(true) => {}
+            Ok(false) => self.handle(now, Input::Received { connection: id, frame }),
+            // It must neither be lost in silence nor go where the hook might have kept it from.
+            Err(HookPanicked) => {
+                self.leave(now, id);
+                self.start_close(now, id, CloseCode::INTERNAL_ERROR, "the application failed on a frame");
+            }
+        }
+        // One read may hold thousands of questions with long answers.
+        let is_full = |connection: &Connection<S>| connection.outbox.bytes() > self.outbox_bytes_max;
+        if get(&self.slots, id).is_some_and(|connection| !connection.congested && is_full(connection)) {
+            self.flush(now);
         }
     }
 
@@ -454,7 +470,12 @@ impl<S: Socket> Host<S> {
         let Some(connection) = self.get_mut(id) else { return };
         connection.joined = false;
         let code = CloseCode::new(reason.code()).unwrap_or(CloseCode::INTERNAL_ERROR);
-        connection.websocket.close(now, code, &reason.to_string());
+        self.start_close(now, id, code, &reason.to_string());
+    }
+
+    fn start_close(&mut self, now: Instant, id: ConnectionId, code: CloseCode, reason: &str) {
+        let Some(connection) = self.get_mut(id) else { return };
+        connection.websocket.close(now, code, reason);
         self.take_output(id);
         // Its deadline has moved nearer.
         self.watch(id);
@@ -470,9 +491,7 @@ impl<S: Socket> Host<S> {
             Event::Drained => self.drained = true,
             _ => {}
         }
-        if let Some(on_event) = &self.hooks.on_event {
-            on_event(&event);
-        }
+        self.hooks.hear(&event);
     }
 
     fn websocket_closed(&mut self, now: Instant, id: ConnectionId, closed: &rfc6455::Closed) {
@@ -480,10 +499,11 @@ impl<S: Socket> Host<S> {
             self.counters.violations += 1;
         }
         self.leave(now, id);
-        if let Some(connection) = self.get_mut(id) {
-            // The task has to shut down the write side.
-            connection.socket.wake();
-        }
+        let Some(connection) = self.get_mut(id) else { return };
+        connection.linger_until = Some(now + LINGER);
+        // The task has to shut down the write side.
+        connection.socket.wake();
+        self.watch(id);
     }
 
     /// Tells the core that a connection has ended.
@@ -512,6 +532,11 @@ impl<S: Socket> Host<S> {
     /// Moves what the WebSocket layer has to say behind what is in the outbox.
     fn take_output(&mut self, id: ConnectionId) {
         let Some(connection) = self.get_mut(id) else { return };
+        // Pongs to a peer that pings and does not read: the newest waits there, and answers for all of
+        // them (RFC 6455 section 5.5.3).
+        if connection.congested && connection.websocket.is_open() {
+            return;
+        }
         let mut any = false;
         while let Some(output) = connection.websocket.next_output() {
             connection.outbox.push(output);
@@ -551,23 +576,29 @@ impl<S: Socket> Host<S> {
         }
     }
 
-    /// Tells the core how full an outbox is, where that has changed.
     fn after_write(&mut self, now: Instant, id: ConnectionId) {
-        let max = self.outbox_bytes_max;
         let Some(connection) = self.get_mut(id) else { return };
-        let bytes = connection.outbox.bytes();
-        if bytes > 0 || connection.websocket.is_closed() {
+        if !connection.outbox.is_empty() || connection.websocket.is_closed() {
             connection.socket.wake();
         }
+        self.weigh_outbox(now, id);
+    }
+
+    /// Tells the core how full an outbox is, where that has changed.
+    fn weigh_outbox(&mut self, now: Instant, id: ConnectionId) {
+        let max = self.outbox_bytes_max;
+        let Some(connection) = self.get_mut(id) else { return };
         if !connection.joined {
             return;
         }
+        let bytes = connection.outbox.bytes();
         if !connection.congested && bytes > max {
             connection.congested = true;
             self.counters.congestions += 1;
             self.handle(now, Input::Congested { connection: id });
         } else if connection.congested && bytes <= max / 4 {
             connection.congested = false;
+            self.take_output(id);
             self.handle(now, Input::Writable { connection: id });
         }
     }
@@ -596,7 +627,7 @@ impl<S: Socket> Host<S> {
         };
         let slot = &mut self.slots[index as usize];
         slot.connection = Some(connection);
-        ConnectionId(u64::from(slot.generation) << 32 | u64::from(index))
+        connection_id(index, slot.generation)
     }
 
     fn get_mut(&mut self, id: ConnectionId) -> Option<&mut Connection<S>> {
@@ -604,9 +635,18 @@ impl<S: Socket> Host<S> {
     }
 }
 
+fn get<S>(slots: &[Slot<S>], id: ConnectionId) -> Option<&Connection<S>> {
+    let slot = slots.get(index(id)).filter(|slot| slot.generation == generation(id))?;
+    slot.connection.as_deref()
+}
+
 fn get_mut<S>(slots: &mut [Slot<S>], id: ConnectionId) -> Option<&mut Connection<S>> {
     let slot = slots.get_mut(index(id)).filter(|slot| slot.generation == generation(id))?;
     slot.connection.as_deref_mut()
+}
+
+fn connection_id(index: u32, generation: u32) -> ConnectionId {
+    ConnectionId(u64::from(generation) << 32 | u64::from(index))
 }
 
 fn index(id: ConnectionId) -> usize {
@@ -620,7 +660,7 @@ fn generation(id: ConnectionId) -> u32 {
 /// Frames up to here are copied behind their header, to be one piece; longer ones are two.
 const COPIED_FRAME_MAX: usize = 16 << 10;
 
-/// How long the end of the stream is waited for after the write side was shut down.
+/// How long the rest of an outbox and the end of the stream may take after the closing handshake.
 const LINGER: Duration = Duration::from_secs(5);
 
 /// When to try again where a limit or a drain keeps somebody out.

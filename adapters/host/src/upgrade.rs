@@ -1,4 +1,9 @@
-use std::{fmt, sync::Arc, time::Duration, time::Instant};
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use yrs_websocket::{Access, Config, ConnectionId, Event, RoomName};
@@ -39,7 +44,10 @@ impl Default for Limits {
 }
 
 /// What the application decides. All of them are called on the threads of the server, and hold it up
-/// while they run.
+/// while they run; they must not call it back.
+///
+/// A hook that panics is contained, because others share its thread: a request is answered with 500,
+/// the sender of a frame is closed with 1011, an event is unheard.
 #[derive(Clone, Default)]
 #[non_exhaustive]
 pub struct Hooks {
@@ -56,6 +64,33 @@ pub struct Hooks {
 type OnRequest = dyn Fn(&Request) -> Result<Admission, Refusal> + Send + Sync;
 type OnFrame = dyn Fn(ConnectionId, &Bytes) -> bool + Send + Sync;
 type OnEvent = dyn Fn(&Event) + Send + Sync;
+
+/// A hook has panicked; the panic hook of the process has reported it.
+pub(crate) struct HookPanicked;
+
+impl Hooks {
+    pub(crate) fn admit(&self, request: &Request) -> Result<Admission, Refusal> {
+        match &self.on_request {
+            Some(on_request) => contained(|| on_request(request)).unwrap_or(Err(Refusal::new(500))),
+            None => Admission::by_path(request),
+        }
+    }
+
+    pub(crate) fn takes_frame(&self, from: ConnectionId, frame: &Bytes) -> Result<bool, HookPanicked> {
+        self.on_frame.as_ref().map_or(Ok(false), |on_frame| contained(|| on_frame(from, frame)))
+    }
+
+    pub(crate) fn hear(&self, event: &Event) {
+        if let Some(on_event) = &self.on_event {
+            let _ = contained(|| on_event(event));
+        }
+    }
+}
+
+/// Nothing of ours is half changed by a panic in `hook`: it gets only shared references.
+fn contained<R>(hook: impl FnOnce() -> R) -> Result<R, HookPanicked> {
+    catch_unwind(AssertUnwindSafe(hook)).map_err(|_| HookPanicked)
+}
 
 impl fmt::Debug for Hooks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -133,7 +168,7 @@ pub struct Upgrade {
 impl Upgrade {
     /// Starts with a new connection.
     pub fn new(options: &Options) -> Self {
-        Self { acceptor: Acceptor::new(options.handshake.clone()), hooks: options.hooks.clone() }
+        Self { acceptor: Acceptor::new(options.handshake), hooks: options.hooks.clone() }
     }
 
     /// Takes bytes, however they are split; `None` means that the head is not complete.
@@ -143,10 +178,7 @@ impl Upgrade {
     /// The response to write before the connection ends.
     pub fn receive(&mut self, input: &[u8]) -> Result<Option<Admitted>, Refusal> {
         let Some(request) = self.acceptor.receive(input)? else { return Ok(None) };
-        let admission = match &self.hooks.on_request {
-            Some(on_request) => on_request(&request)?,
-            None => Admission::by_path(&request)?,
-        };
+        let admission = self.hooks.admit(&request)?;
         // The hook may have chosen what was not offered, or admitted what is no upgrade.
         let response =
             request.accept(admission.subprotocol.as_deref(), &[]).map_err(|error| match error {
@@ -157,11 +189,14 @@ impl Upgrade {
     }
 }
 
-/// Which of `shards` hosts has a room (FNV-1a): the same in every process.
+/// Which of `shards` hosts has a room: the same in every process.
 pub fn shard_of(room: &RoomName, shards: usize) -> usize {
-    let hash = room.as_str().bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+    // FNV-1a; then the finish of MurmurHash3, because names that differ only in their end differ in a
+    // few bits of FNV.
+    let mut hash = room.as_str().bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     });
-    // The upper bits: the lower ones of FNV are the weaker.
-    ((hash >> 32) as usize) % shards.max(1)
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    ((hash ^ (hash >> 33)) % shards.max(1) as u64) as usize
 }

@@ -78,19 +78,18 @@ pub(crate) async fn serve_tcp(shard: Arc<Shard>, stream: std::net::TcpStream, ad
     let id = match shard.with(|host, now| host.connect(now, socket, admitted)) {
         Ok(id) => id,
         Err((socket, refusal)) => {
-            drop((socket, stream.clone()));
-            if let Some(mut stream) = {
-                drop(notify);
-                Arc::into_inner(stream)
-            } {
+            drop(socket);
+            if let Some(mut stream) = Arc::into_inner(stream) {
                 let _ = refuse(&mut stream, &refusal).await;
             }
             return;
         }
     };
+    // A task that ends before its connection, by a panic or with its runtime, leaves no ghost behind.
+    let _forget = Forget { shard: &shard, id };
     let mut is_shut_down = false;
     loop {
-        let write = match shard.with(|host, now| host.next(now, id)) {
+        let write = match shard.with(|host, _| host.next(id)) {
             Next::Run { write } => write,
             Next::ShutDown => {
                 if !is_shut_down {
@@ -140,30 +139,33 @@ pub(crate) async fn serve_stream(
     };
     // A caller that drops this future must not leave a ghost behind.
     let _forget = Forget { shard: &shard, id };
+    let mut is_flushed = true;
     let mut is_shut_down = false;
     loop {
-        let write = match shard.with(|host, now| host.next(now, id)) {
+        let next = shard.with(|host, _| host.next(id));
+        let write = match next {
             Next::Run { write } => write,
-            Next::ShutDown => {
-                if !is_shut_down {
-                    is_shut_down = true;
-                    stream.shutdown().await?;
-                }
-                false
-            }
+            Next::ShutDown => false,
             Next::Drop => return Ok(()),
         };
-        let notified = pin!(notify.notified());
-        let mut notified = Some(notified);
+        let mut notified = pin!(notify.notified());
         let progress = poll_fn(|cx| {
-            if let Some(woken) = &mut notified
-                && woken.as_mut().poll(cx).is_ready()
-            {
-                notified = None;
+            if notified.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Ok(()));
             }
             if write {
+                is_flushed = false;
                 poll_write(cx, &shard, id, &mut stream)?;
+                if shard.with(|host, _| host.next(id)) != next {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            // Layers such as TLS keep what they have taken until they are flushed, which takes as long as
+            // the peer does. So does the end; meanwhile the host may give the connection up.
+            if next == Next::ShutDown && !is_shut_down {
+                is_shut_down = Pin::new(&mut stream).poll_shutdown(cx)?.is_ready();
+            } else if !is_flushed {
+                is_flushed = Pin::new(&mut stream).poll_flush(cx)?.is_ready();
             }
             poll_read(cx, &shard, id, &mut stream)
         });
@@ -182,11 +184,7 @@ fn poll_write(
             Poll::Ready(written) => written,
             Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
         })
-    })?;
-    match Pin::new(stream).poll_flush(cx) {
-        Poll::Ready(result) => result,
-        Poll::Pending => Ok(()),
-    }
+    })
 }
 
 fn poll_read(
@@ -222,12 +220,14 @@ impl Drop for Forget<'_> {
 
 /// Writes a refusal, and ends so that the client can read it.
 async fn refuse(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), refusal: &Refusal) -> io::Result<()> {
-    stream.write_all(&refusal.to_bytes()).await?;
-    stream.shutdown().await?;
-    let mut buffer = [0; HEAD_BUFFER_LEN];
-    let to_the_end = async { while stream.read(&mut buffer).await.is_ok_and(|len| len > 0) {} };
-    let _ = time::timeout(REFUSAL_LINGER, to_the_end).await;
-    Ok(())
+    let refusing = async {
+        stream.write_all(&refusal.to_bytes()).await?;
+        stream.shutdown().await?;
+        let mut buffer = [0; HEAD_BUFFER_LEN];
+        while stream.read(&mut buffer).await.is_ok_and(|len| len > 0) {}
+        Ok(())
+    };
+    time::timeout(REFUSAL_LINGER, refusing).await.unwrap_or(Ok(()))
 }
 
 /// Read at once.
@@ -236,5 +236,5 @@ const SCRATCH_LEN: usize = 64 << 10;
 /// Heads are a few hundred bytes.
 const HEAD_BUFFER_LEN: usize = 2 << 10;
 
-/// How long a client that was refused may take to close.
+/// How long a client that was refused may take to read why, and to close.
 const REFUSAL_LINGER: time::Duration = time::Duration::from_secs(2);

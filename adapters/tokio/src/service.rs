@@ -1,8 +1,8 @@
 use std::{
     collections::hash_map::RandomState,
     hash::{BuildHasher, Hasher},
-    io,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    io, mem,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -11,7 +11,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     runtime,
-    sync::{Notify, watch},
+    sync::{Notify, oneshot, watch},
     time,
 };
 use yrs_websocket::RoomName;
@@ -31,8 +31,8 @@ pub async fn serve(listener: TcpListener, options: Options) -> io::Result<()> {
 
 /// A running server: rooms on shards, and their store.
 ///
-/// Dropping the last handle ends it as a crash would: what is not durable is lost, and was not
-/// acknowledged. [`Service::drain`] ends it well.
+/// Dropping the last handle ends it as a crash would, with all its connections: what is not durable is
+/// lost, and was not acknowledged. [`Service::drain`] ends it well.
 #[derive(Clone, Debug)]
 pub struct Service {
     shared: Arc<Shared>,
@@ -45,6 +45,8 @@ struct Shared {
     threads: Mutex<Vec<JoinHandle<()>>>,
     store: Option<Arc<StoreThread<usize, yrs_websocket::journal::Squashed>>>,
     accepting: watch::Sender<bool>,
+    /// Ends the threads of the shards; so does its drop.
+    stop: watch::Sender<bool>,
 }
 
 /// What came of a drain.
@@ -61,9 +63,8 @@ pub(crate) struct Shard {
     locked: Mutex<Locked>,
     /// The next deadline has become earlier than the timer knows.
     timer: Notify,
-    progress: Notify,
+    drained: watch::Sender<bool>,
     runtime: runtime::Handle,
-    stop: watch::Sender<bool>,
 }
 
 #[derive(Debug)]
@@ -88,7 +89,8 @@ impl Service {
     ///
     /// If a thread cannot be started.
     pub fn with_store(options: Options, shards: usize, store: impl Store) -> io::Result<Self> {
-        let started = Arc::new(OnceLock::<Arc<[Arc<Shard>]>>::new());
+        // Weak: the hosts hold the store, whose thread would otherwise keep them, and itself, for ever.
+        let started = Arc::new(OnceLock::<Vec<Weak<Shard>>>::new());
         let shards_of_store = Arc::clone(&started);
         let thread = StoreThread::spawn(store, move |mut completions: Vec<(usize, Completion)>| {
             let Some(shards) = shards_of_store.get() else { return };
@@ -99,13 +101,15 @@ impl Service {
                 while let Some((_, completion)) = completions.next_if(|(next, _)| *next == shard) {
                     of_shard.push(completion);
                 }
-                shards[shard].with(|host, now| host.completed(now, of_shard));
+                if let Some(shard) = shards[shard].upgrade() {
+                    shard.with(|host, now| host.completed(now, of_shard));
+                }
             }
         })?;
         let thread = Arc::new(thread);
         let storage = |shard| Storage::Thread(Arc::clone(&thread), shard);
         let service = Self::start(options, shards, Some(Arc::clone(&thread)), storage)?;
-        let _ = started.set(Arc::clone(&service.shared.shards));
+        let _ = started.set(service.shared.shards.iter().map(Arc::downgrade).collect());
         Ok(service)
     }
 
@@ -115,21 +119,20 @@ impl Service {
         store: Option<Arc<StoreThread<usize, yrs_websocket::journal::Squashed>>>,
         storage: impl Fn(usize) -> Storage,
     ) -> io::Result<Self> {
+        // Where a later thread cannot be started, its drop ends the earlier ones.
+        let stop = watch::Sender::new(false);
         let mut threads = Vec::new();
         let shards = (0..shards.max(1)).map(|index| {
             let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
             let shard = Arc::new(Shard {
                 locked: Mutex::new(Locked { host: Host::new(&options, storage(index), seed()), armed: None }),
                 timer: Notify::new(),
-                progress: Notify::new(),
+                drained: watch::Sender::new(false),
                 runtime: runtime.handle().clone(),
-                stop: watch::Sender::new(false),
             });
-            let timer = Arc::clone(&shard);
-            let name = format!("yrs-shard-{index}");
-            #[allow(clippy::disallowed_methods, reason = "an adapter starts the threads")]
-            threads
-                .push(thread::Builder::new().name(name).spawn(move || runtime.block_on(timer.run_timer()))?);
+            let running = Arc::clone(&shard).run(stop.subscribe());
+            let thread = thread::Builder::new().name(format!("yrs-shard-{index}"));
+            threads.push(thread.spawn(move || runtime.block_on(running))?);
             Ok(shard)
         });
         let shards = shards.collect::<io::Result<Arc<[_]>>>()?;
@@ -139,6 +142,7 @@ impl Service {
             threads: Mutex::new(threads),
             store,
             accepting: watch::Sender::new(true),
+            stop,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -190,7 +194,7 @@ impl Service {
     }
 
     /// Refuses connections from now on, makes everything durable, sends everybody away one after
-    /// another, and ends the threads; by the deadline if it comes to that.
+    /// another, and ends the threads; about a second after the deadline if it comes to that.
     pub async fn drain(&self, deadline: Instant) -> Drained {
         self.shared.accepting.send_replace(false);
         for shard in &*self.shared.shards {
@@ -202,21 +206,23 @@ impl Service {
             }
         };
         let _ = time::timeout_at((deadline + DRAIN_GRACE).into(), all).await;
-        let mut durable = true;
-        for shard in &*self.shared.shards {
-            durable &= shard.with(|host, _| host.unstored_bytes() == 0);
-            shard.stop.send_replace(true);
-        }
-        let shared = Arc::clone(&self.shared);
-        let ended = tokio::task::spawn_blocking(move || {
-            if let Some(store) = &shared.store {
-                store.shutdown();
-            }
-            for thread in shared.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        let durable = self.shared.shards.iter().all(|shard| shard.with(|host, _| host.unstored_bytes() == 0));
+        self.shared.stop.send_replace(true);
+        let threads = mem::take(&mut *self.shared.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let store = self.shared.store.clone();
+        let (ended, all_ended) = oneshot::channel();
+        // Not one of the runtime's blocking threads: a store that never answers would hold up the end of
+        // the runtime as well.
+        let _ = thread::Builder::new().name("yrs-drain".into()).spawn(move || {
+            for thread in threads {
                 let _ = thread.join();
             }
+            if let Some(store) = store {
+                store.shutdown();
+            }
+            let _ = ended.send(());
         });
-        let _ = ended.await;
+        let _ = time::timeout_at((deadline + 2 * DRAIN_GRACE).into(), all_ended).await;
         Drained { durable }
     }
 
@@ -229,7 +235,8 @@ impl Service {
         counters
     }
 
-    /// Changes a document from the server's side; the room must be open.
+    /// Changes a document from the server's side; the room must be open. Its shard waits for `f`, which
+    /// must not call the service.
     ///
     /// # Errors
     ///
@@ -260,14 +267,6 @@ impl Service {
     }
 }
 
-impl Drop for Shared {
-    fn drop(&mut self) {
-        for shard in &*self.shards {
-            shard.stop.send_replace(true);
-        }
-    }
-}
-
 impl Shard {
     /// Lets the host do something, and the timer know if something is due earlier now.
     pub(crate) fn with<R>(&self, f: impl FnOnce(&mut Host<Socket>, Instant) -> R) -> R {
@@ -280,13 +279,13 @@ impl Shard {
             self.timer.notify_one();
         }
         if locked.host.is_drained() {
-            self.progress.notify_one();
+            self.drained.send_replace(true);
         }
         result
     }
 
-    async fn run_timer(&self) {
-        let mut stop = self.stop.subscribe();
+    /// Keeps the time, until it is to stop; then drops all connections, whoever serves them.
+    async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
         loop {
             let next = {
                 let mut locked = self.lock();
@@ -302,19 +301,18 @@ impl Shard {
             tokio::select! {
                 () = due => self.with(|host, now| host.timeout(now)),
                 () = self.timer.notified() => {}
-                _ = stop.wait_for(|stop| *stop) => return,
+                _ = stop.wait_for(|stop| *stop) => break,
             }
         }
+        self.with(|host, now| host.all_ended(now));
     }
 
     async fn drained(&self) {
-        while !self.lock().host.is_drained() {
-            self.progress.notified().await;
-        }
+        let _ = self.drained.subscribe().wait_for(|drained| *drained).await;
     }
 
     fn lock(&self) -> MutexGuard<'_, Locked> {
-        // A hook of the application that panics takes its own connection's task down, not the shard.
+        // What an application gives to `Service::edit` may panic; the host is whole all the same.
         self.locked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -327,5 +325,5 @@ fn seed() -> u64 {
 /// Time to look for a file descriptor again.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 
-/// What close frames may take beyond the deadline of a drain.
+/// What close frames, and then the end of the store, may take beyond the deadline of a drain.
 const DRAIN_GRACE: Duration = Duration::from_millis(500);
