@@ -233,7 +233,7 @@ impl Awareness {
     /// When [`Awareness::expire`] has something to do next; linear in the number of entries.
     pub fn next_expiry(&self) -> Option<Instant> {
         let oldest = self.entries.values().map(|entry| entry.renewed).min()?;
-        Some(oldest + self.limits.timeout)
+        oldest.checked_add(self.limits.timeout)
     }
 
     /// Writes an awareness update of the given ids, sorted; those unknown are left out.

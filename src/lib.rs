@@ -339,7 +339,7 @@ pub enum CloseReason {
     /// author still has it.
     #[error("the store is too far behind")]
     StoreOverloaded,
-    /// 1013: the connection was congested for [`Config::congestion_timeout`].
+    /// 1013: the connection was congested for [`Config::congestion_timeout`], and read nothing.
     #[error("the connection reads too slowly")]
     Congested,
     /// 1013: there are [`Config::rooms_max`] rooms.

@@ -233,7 +233,7 @@ impl Room {
         self.peers.insert(connection, peer);
         self.timers.unload = None;
         soonest(&mut self.timers.expiry, expires_at);
-        soonest(&mut self.timers.keepalive, Some(now + self.config.keepalive));
+        soonest(&mut self.timers.keepalive, Some(after(now, self.config.keepalive)));
         out.event(Event::Joined { room: self.name.clone(), connection });
         if matches!(self.phase, Phase::Live) {
             self.greet(now, connection, out);
@@ -266,12 +266,14 @@ impl Room {
         }
     }
 
-    /// Stops sending to a peer whose outbox is full; remembers what it was handed out.
+    /// Stops sending to a peer whose outbox is full; remembers what it was handed out. Said again of a
+    /// congested peer, it means that the peer has read some of it, and gives it as much time once more.
     pub fn congested(&mut self, now: Instant, connection: ConnectionId) {
         let handed_out = self.handed_out_to(connection);
         let presence_version = self.awareness.version();
         let Some(peer) = self.peers.get_mut(&connection) else { return };
-        if peer.congestion.is_some() {
+        if let Some(congestion) = &mut peer.congestion {
+            congestion.since = now;
             return;
         }
         // Presence that waits for its flush counts as missed: its version is not yet handed out.
@@ -284,7 +286,7 @@ impl Room {
             untold: false,
             presence_version,
         });
-        soonest(&mut self.timers.congestion, Some(now + self.config.congestion_timeout));
+        soonest(&mut self.timers.congestion, Some(after(now, self.config.congestion_timeout)));
     }
 
     /// Sends a peer whose outbox drained what it missed: one diff, and the presence that changed.
@@ -296,7 +298,7 @@ impl Room {
         let question = peer.question.take().or_else(|| {
             congestion.missed.then_some(Question { known: congestion.handed_out, is_step1: false, after: 0 })
         });
-        soonest(&mut self.timers.keepalive, Some(peer.last_sent + self.config.keepalive));
+        soonest(&mut self.timers.keepalive, Some(after(peer.last_sent, self.config.keepalive)));
         if congestion.unasked {
             self.ask(now, connection, out);
         }
@@ -456,7 +458,7 @@ impl Room {
             self.keep_alive(now, out);
         }
         if is_due(self.timers.view, now) {
-            let kept_until = self.view.as_ref().map(|view| view.used() + self.config.view_delay);
+            let kept_until = self.view.as_ref().map(|view| after(view.used(), self.config.view_delay));
             self.timers.view = kept_until.filter(|kept_until| *kept_until > now);
             if self.timers.view.is_none() {
                 self.view = None;
@@ -636,7 +638,9 @@ impl Room {
             }
             return true;
         }
-        if self.unstored_bytes() + update.bytes().len() > self.config.unstored_bytes_max {
+        // Where nothing waits, an update of any length is let in: it could never come otherwise.
+        let unstored = self.unstored_bytes();
+        if unstored > 0 && unstored + update.bytes().len() > self.config.unstored_bytes_max {
             self.close(now, connection, CloseReason::StoreOverloaded, out);
             return true;
         }
@@ -748,7 +752,7 @@ impl Room {
         {
             self.send(now, connection, Due::Presence, Message::Awareness(update).encode(), out);
         }
-        soonest(&mut self.timers.presence, Some(now + self.config.awareness_timeout));
+        soonest(&mut self.timers.presence, Some(after(now, self.config.awareness_timeout)));
         self.presence_changed(now, announced.changed, out);
         if let Err(limit) = result {
             self.close(now, connection, CloseReason::AwarenessLimit(limit), out);
@@ -927,17 +931,15 @@ impl Room {
         if !self.peers.is_empty() {
             return;
         }
-        let is_quiet = self.storage.is_quiet() && self.batch.is_empty();
-        if unload_due && is_quiet {
+        if !self.storage.is_quiet() || !self.batch.is_empty() {
+            // What is in flight comes by here when it ends, and starts the delay.
+            self.timers.unload = None;
+        } else if unload_due {
             self.phase = Phase::Closed;
             self.timers = Timers::default();
             out.event(Event::RoomClosed { room: self.name.clone(), unstored_bytes: 0 });
         } else if self.timers.unload.is_none() {
-            self.timers.unload = Some(now + self.config.idle_delay);
-        } else if unload_due {
-            // Something is in flight: its end comes by here and sets the timer again, which must not spin
-            // until then, however short the delay.
-            self.timers.unload = None;
+            self.timers.unload = Some(after(now, self.config.idle_delay));
         }
     }
 
@@ -989,7 +991,7 @@ impl Room {
 
     fn close_congested(&mut self, now: Instant, out: &mut Outputs) {
         let timeout = self.config.congestion_timeout;
-        let since = |peer: &Peer| peer.congestion.as_ref().map(|congestion| congestion.since + timeout);
+        let since = |peer: &Peer| peer.congestion.as_ref().map(|congestion| after(congestion.since, timeout));
         let late: Vec<_> = self
             .peers
             .iter()
@@ -1003,7 +1005,7 @@ impl Room {
     }
 
     fn keep_alive(&mut self, now: Instant, out: &mut Outputs) {
-        let keepalive = self.config.keepalive;
+        let keepalive = self.config.keepalive.max(KEEPALIVE_MIN);
         let mut silent = Recipients::default();
         for (&connection, peer) in &mut self.peers {
             if now.saturating_duration_since(peer.last_sent) >= keepalive && peer.offer(now, Due::Change) {
@@ -1016,7 +1018,7 @@ impl Room {
         // Those who join together ask within moments; a quiet room keeps no encoded answer.
         self.answers.clear();
         let flowing = self.peers.values().filter(|peer| peer.congestion.is_none());
-        self.timers.keepalive = flowing.map(|peer| peer.last_sent + keepalive).min();
+        self.timers.keepalive = flowing.map(|peer| after(peer.last_sent, keepalive)).min();
     }
 
     fn close(&mut self, now: Instant, connection: ConnectionId, reason: CloseReason, out: &mut Outputs) {
@@ -1077,7 +1079,7 @@ impl Room {
             None => View::new(now, self.random.client_id(self.journal.state_vector())),
         };
         view.catch_up(now, &self.journal)?;
-        soonest(&mut self.timers.view, Some(now + self.config.view_delay));
+        soonest(&mut self.timers.view, Some(after(now, self.config.view_delay)));
         self.view = Some(view);
         Ok(())
     }
@@ -1116,7 +1118,7 @@ impl Peer {
 impl Pace {
     /// Whether it may go out now; if not, it is due at the end of the interval.
     fn is_ready(&mut self, now: Instant, interval: Duration) -> bool {
-        let ready_at = self.last.map_or(now, |last| last + interval);
+        let ready_at = self.last.map_or(now, |last| after(last, interval));
         if ready_at > now {
             self.due = Some(ready_at);
         }
@@ -1231,9 +1233,9 @@ impl Storage {
         match self.outstanding.take() {
             Some(Outstanding::Append(record)) => {
                 self.waiting.insert(0, record);
-                self.retry_at = Some(now + delay);
+                self.retry_at = Some(after(now, delay));
             }
-            Some(Outstanding::Compact) => self.compact_after = Some(now + config.retry_delay_max),
+            Some(Outstanding::Compact) => self.compact_after = Some(after(now, config.retry_delay_max)),
             None => {}
         }
         Some(delay)
@@ -1293,6 +1295,11 @@ fn is_due(deadline: Option<Instant>, now: Instant) -> bool {
     deadline.is_some_and(|deadline| deadline <= now)
 }
 
+/// An instant so much later; delays beyond a year are a year.
+fn after(now: Instant, delay: Duration) -> Instant {
+    now + delay.min(YEAR)
+}
+
 fn soonest(timer: &mut Option<Instant>, deadline: Option<Instant>) {
     if let Some(deadline) = deadline {
         *timer = Some(timer.map_or(deadline, |timer| timer.min(deadline)));
@@ -1302,6 +1309,11 @@ fn soonest(timer: &mut Option<Instant>, deadline: Option<Instant>) {
 fn var_uint_len(value: usize) -> usize {
     (usize::BITS - (value | 1).leading_zeros()).div_ceil(7) as usize
 }
+
+/// With a shorter one the timer would do nothing else.
+const KEEPALIVE_MIN: Duration = Duration::from_millis(1);
+
+const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// `00 02`.
 const UPDATE_HEAD_LEN: usize = 2;

@@ -29,7 +29,9 @@ pub enum Input {
         /// The payload.
         frame: Bytes,
     },
-    /// A connection's outbox is full: nothing more is emitted for it until it is writable.
+    /// A connection's outbox is full: nothing more is emitted for it until it is writable. Said again
+    /// before that, it means that some of the outbox has left since, which extends
+    /// [`Config::congestion_timeout`].
     Congested {
         /// Whose outbox it is.
         connection: ConnectionId,

@@ -438,11 +438,12 @@ mod congestion {
         w.congested(2);
         assert_eq!(w.pass(59_999), [send([1], KEEPALIVE), send([1], KEEPALIVE)]);
         assert_eq!(w.pass(1), [close(2, 1013)]);
-        // Congested is congested since the first time that it is said.
+        // Said again, it means that some of the outbox has left: a slow line is no reason to give up.
         w.congested(1);
         w.pass(30_000);
         w.congested(1);
-        assert_eq!(w.pass(30_000), [close(1, 1013)]);
+        assert_eq!(w.pass(59_999), []);
+        assert_eq!(w.pass(1), [close(1, 1013)]);
     }
 
     #[test]
@@ -1412,6 +1413,35 @@ mod limits {
         assert_eq!(update(text_insert(1, 0, "a")).len(), 14);
         assert_eq!(w.frame(1, update(text_insert(1, 0, "a"))).len(), 2);
         assert_eq!(w.frame(1, update(text_insert(1, 1, "bcdef"))), [close(1, 1009)]);
+    }
+
+    #[test]
+    fn a_single_update_is_never_too_much_for_the_store() {
+        let mut w = World::open(config(|config| config.unstored_bytes_max = 1), [1, 2]);
+        let (a, b) = (text_insert(1, 0, "a"), text_insert(2, 0, "b"));
+        assert_eq!(w.frame(1, update(&a)), [send([2], update(&a)), append(1, &a[..])]);
+        assert_eq!(w.frame(2, update(&b)), [close(2, 1013)]);
+    }
+
+    #[test]
+    fn delays_without_end_are_a_year_and_those_of_nothing_do_not_spin() {
+        for delay in [Duration::MAX, Duration::ZERO] {
+            let mut w = World::open(
+                config(|config| {
+                    (config.keepalive, config.idle_delay, config.congestion_timeout) = (delay, delay, delay);
+                    (config.awareness_timeout, config.flush_interval, config.view_delay) =
+                        (delay, delay, delay);
+                }),
+                [1, 2],
+            );
+            w.frame(1, update(text_insert(1, 0, "a")));
+            w.frame(1, presence(&[(1, 1, "{}")]));
+            w.congested(1);
+            w.pass(10);
+            w.leave(1);
+            w.leave(2);
+            w.pass(10);
+        }
     }
 
     #[test]

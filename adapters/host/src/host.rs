@@ -137,6 +137,8 @@ struct Connection<S> {
     /// Whether the core knows it.
     joined: bool,
     congested: bool,
+    /// Bytes in the outbox when the core was last told that it is full.
+    told_bytes: usize,
     dirty: bool,
     /// Its entry in `deadlines`.
     deadline: Option<Instant>,
@@ -197,6 +199,7 @@ impl<S: Socket> Host<S> {
             outbox,
             joined: true,
             congested: false,
+            told_bytes: 0,
             dirty: false,
             deadline: None,
             linger_until: None,
@@ -594,12 +597,17 @@ impl<S: Socket> Host<S> {
         let bytes = connection.outbox.bytes();
         if !connection.congested && bytes > max {
             connection.congested = true;
+            connection.told_bytes = bytes;
             self.counters.congestions += 1;
             self.handle(now, Input::Congested { connection: id });
         } else if connection.congested && bytes <= max / 4 {
             connection.congested = false;
             self.take_output(id);
             self.handle(now, Input::Writable { connection: id });
+        } else if connection.congested && bytes + PROGRESS_BYTES <= connection.told_bytes {
+            // A long document over a slow line is no reason to give up.
+            connection.told_bytes = bytes;
+            self.handle(now, Input::Congested { connection: id });
         }
     }
 
@@ -662,6 +670,9 @@ const COPIED_FRAME_MAX: usize = 16 << 10;
 
 /// How long the rest of an outbox and the end of the stream may take after the closing handshake.
 const LINGER: Duration = Duration::from_secs(5);
+
+/// Bytes that have to leave a full outbox for its owner to count as reading.
+const PROGRESS_BYTES: usize = 64 << 10;
 
 /// When to try again where a limit or a drain keeps somebody out.
 const RETRY_AFTER_SECONDS: &str = "5";
