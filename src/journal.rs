@@ -60,8 +60,6 @@ pub struct Journal {
     tail_mark: Mark,
     parked: Parked,
     version: u64,
-    /// The answers of this version.
-    diffs: Vec<(StateVector, Diff)>,
 }
 
 impl Journal {
@@ -136,30 +134,19 @@ impl Journal {
         true
     }
 
-    /// What someone with this state vector lacks.
-    ///
-    /// The answer is kept until the journal changes, so that those who ask the same share its bytes.
-    pub fn diff(&mut self, known: &StateVector) -> Diff {
-        if let Some((_, diff)) = self.diffs.iter().find(|(other, _)| other == known) {
-            return diff.clone();
-        }
+    /// What someone with this state vector lacks. Walks all of the log: an answer that many ask for is worth
+    /// keeping, as a room does.
+    pub fn diff(&self, known: &StateVector) -> Diff {
         let mut main =
             self.log().flat_map(Update::runs).filter_map(|run| run.beyond(known)).collect::<Vec<_>>();
         let (first, others) = self.parked.runs();
         main.extend(first.into_iter().filter(|run| run.is_beyond(known)));
         main.sort_by_key(Run::place);
         let conflicting = others.into_iter().filter(|run| run.is_beyond(known));
-        let diff = Diff {
+        Diff {
             main: Update::encode(&main, &self.deleted),
             conflicting: conflicting.map(|run| Update::encode(&[run], &IdSet::default())).collect(),
-        };
-        if self.diffs.len() == DIFFS_MAX {
-            // The answer to newcomers, who know nothing, is the one asked for most.
-            let oldest = self.diffs.iter().position(|(known, _)| !known.is_empty());
-            self.diffs.remove(oldest.unwrap_or(0));
         }
-        self.diffs.push((known.clone(), diff.clone()));
-        diff
     }
 
     /// Whether all of an update is integrated, and all that it deletes known to be deleted.
@@ -365,7 +352,6 @@ impl Journal {
     /// is added to it are deletes that are known only because a parked struct lost its clocks to another.
     fn settle(&mut self, arrival: &Arrival, mut todo: VecDeque<Task>, new: Update) -> Received {
         self.version += 1;
-        self.diffs.clear();
         if self.parked.structs.is_empty() {
             return Received::New(new);
         }
@@ -702,6 +688,3 @@ impl Waiting<'_> {
         Run::new(self.bytes, &Struct::proven(self.bytes, self.id))
     }
 }
-
-/// How many answers to who asks are kept.
-const DIFFS_MAX: usize = 8;
