@@ -144,6 +144,9 @@ struct Change {
     update: Update,
     /// The frame it came in, where that can go out as it is.
     frame: Option<Bytes>,
+    /// Holds parked structs, which may say something else about the same clocks than what is integrated:
+    /// joined with that, one of the two would be lost.
+    stands_alone: bool,
 }
 
 /// When something that is sent at most once per interval may go out: the leading edge at once, what
@@ -667,10 +670,15 @@ impl Room {
         if let Some(peer) = author.and_then(|author| self.peers.get_mut(&author)) {
             peer.last_change = self.changes;
         }
+        let state = self.journal.state_vector();
+        let stands_alone = new.inserts().any(|(client, clocks)| clocks.end > state.clock(client));
+        if stands_alone {
+            self.flush(now, out);
+        }
         self.batch_bytes += new.bytes().len();
-        self.batch.push(Change { number: self.changes, author, update: new, frame });
-        if self.batch_bytes >= self.config.flush_bytes || self.flush.is_ready(now, self.config.flush_interval)
-        {
+        self.batch.push(Change { number: self.changes, author, update: new, frame, stands_alone });
+        let is_full = stands_alone || self.batch_bytes >= self.config.flush_bytes;
+        if is_full || self.flush.is_ready(now, self.config.flush_interval) {
             self.flush(now, out);
         }
         true
@@ -685,7 +693,8 @@ impl Room {
         self.flush.last = Some(now);
         self.batch_bytes = 0;
         let mut batch = mem::take(&mut self.batch);
-        let first_change = batch[0].number;
+        let Change { number: first_change, stands_alone, .. } = batch[0];
+        let last_change = first_change + batch.len() as u64 - 1;
         let mut authors: SmallVec<[ConnectionId; 2]> =
             batch.iter().filter_map(|change| change.author).collect();
         authors.sort_unstable();
@@ -721,7 +730,7 @@ impl Room {
         if self.config.echo != Echo::Durable {
             authors.clear();
         }
-        self.storage.push(Record { last_change: self.changes, update, frame, authors });
+        self.storage.push(Record { last_change, update, frame, authors, stands_alone });
         self.storage.write(&self.name, out);
     }
 
@@ -898,9 +907,11 @@ impl Room {
     fn rewrite(&mut self, now: Instant, out: &mut Outputs) {
         out.event(Event::StoreLost { room: self.name.clone() });
         let diff = self.journal.diff(&StateVector::default());
-        for update in diff.conflicting.into_iter().chain([diff.main]) {
+        let (last_change, stands_alone) = (self.changes, self.journal.parked_bytes() > 0);
+        for update in [diff.main].into_iter().chain(diff.conflicting) {
             let frame = Message::Update(update.bytes().clone()).encode();
-            self.storage.push(Record { last_change: self.changes, update, frame, authors: SmallVec::new() });
+            let authors = SmallVec::new();
+            self.storage.push(Record { last_change, update, frame, authors, stands_alone });
         }
         self.storage.write(&self.name, out);
         let state_vector = self.journal.state_vector().encode();
@@ -1170,6 +1181,8 @@ struct Record {
     /// What its authors get back.
     frame: Bytes,
     authors: SmallVec<[ConnectionId; 2]>,
+    /// See [`Change::stands_alone`].
+    stands_alone: bool,
 }
 
 impl Storage {
@@ -1183,9 +1196,13 @@ impl Storage {
         if self.outstanding.is_some() || self.retry_at.is_some() || self.waiting.is_empty() {
             return;
         }
-        let record = Record::join(mem::take(&mut self.waiting));
+        let alone = self.waiting.iter().position(|record| record.stands_alone);
+        let joined = alone.map_or(self.waiting.len(), |alone| alone.max(1));
+        let records: Vec<_> = self.waiting.drain(..joined).collect();
+        self.bytes -= records.iter().map(|record| record.update.bytes().len()).sum::<usize>();
+        let record = Record::join(records);
         let update = record.update.bytes().clone();
-        self.bytes = update.len();
+        self.bytes += update.len();
         self.outstanding = Some(Outstanding::Append(record));
         out.push(Output::Append { room: room.clone(), seq: self.durable + 1, update });
     }
@@ -1279,7 +1296,8 @@ impl Record {
         authors.sort_unstable();
         authors.dedup();
         let update = update::join(&updates);
-        Self { last_change, frame: Message::Update(update.bytes().clone()).encode(), update, authors }
+        let frame = Message::Update(update.bytes().clone()).encode();
+        Self { last_change, update, frame, authors, stands_alone: false }
     }
 }
 

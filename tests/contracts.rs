@@ -555,6 +555,24 @@ mod scanned {
     use super::*;
 
     #[test]
+    fn a_forged_struct_never_hides_the_honest_one_that_comes_at_once() {
+        let mut w = World::open(Config::default(), [1, 2, 3]);
+        let a = text_insert(1, 0, "a");
+        w.frame(1, update(&a));
+        // 2 forges the next clock of 1, hanging on what nobody has; 1 goes on in the same moment.
+        let forged = structs(&[(1, 1, &[after(9, 9, "x")])], &[]);
+        let honest = text_insert(1, 1, "b");
+        assert_eq!(w.frame(2, update(&forged)), [send([1, 3], update(&forged))]);
+        assert_eq!(w.frame(1, update(&honest)), []);
+        assert_eq!(w.pass(10), [send([2, 3], update(&honest))]);
+        // Each is stored by itself: joined, the first would have taken the clock from the second.
+        assert_eq!(w.stored(1), [send([1], update(&a)), append(2, &forged[..])]);
+        assert_eq!(w.stored(2), [send([2], update(&forged)), append(3, &honest[..])]);
+        assert_eq!(w.stored(3), [send([1], update(&honest))]);
+        assert_eq!(text(&mut w), Ok("ab".into()));
+    }
+
+    #[test]
     fn a_malformed_update_closes_its_sender_and_leaves_no_trace() {
         for malformed in [
             vec![],
