@@ -48,7 +48,7 @@ pub fn decode(update: &Bytes, depth_max: usize) -> Result<Vec<AwarenessEntry>, A
     if count > (reader.remaining() / ENTRY_LEN_MIN) as u64 {
         return Err(AwarenessError::Truncated);
     }
-    let mut entries = Vec::with_capacity(count as usize);
+    let mut entries = Vec::new();
     for _ in 0..count {
         let client = reader.var_uint().ok_or(AwarenessError::Truncated)?;
         let client = ClientId::new(client).ok_or(AwarenessError::ClientOutOfRange)?;

@@ -35,7 +35,8 @@ pub struct Config {
     /// Drops presence for an id that another connection announced. Off by default, because two tabs
     /// of one browser relay each other's presence over BroadcastChannel.
     pub awareness_own_ids_only: bool,
-    /// Rooms that may be open at once; more are refused. 100,000.
+    /// Rooms that may be open at once in one [`Server`](crate::Server), so in each shard; more are
+    /// refused. 100,000.
     pub rooms_max: usize,
     /// Connections in one room; more are refused. 10,000.
     pub peers_per_room_max: usize,
@@ -64,7 +65,9 @@ pub struct Config {
     pub retry_delay_min: Duration,
     /// Longest delay before a failed write is tried again. 5 s.
     pub retry_delay_max: Duration,
-    /// Updates behind the snapshot that make a room squash itself. 500.
+    /// Updates behind the snapshot that make a room squash itself; never less than one for each 128
+    /// bytes that the snapshot has, so that the work per update stays constant. When it is unloaded, 16
+    /// are enough. 500.
     pub squash_count: usize,
     /// Bytes behind the snapshot that make a room squash itself; never less than the snapshot has,
     /// so that the work per update stays constant. 256 KiB.

@@ -36,13 +36,13 @@ use crate::update::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JournalLimits {
     /// The most that parked structs may take, in bytes: their encoding and [`Journal::PARKED_OVERHEAD`]
-    /// for each. 16 MiB by default.
+    /// for each. 4 MiB by default.
     pub parked_bytes_max: usize,
 }
 
 impl Default for JournalLimits {
     fn default() -> Self {
-        Self { parked_bytes_max: 16 << 20 }
+        Self { parked_bytes_max: 4 << 20 }
     }
 }
 

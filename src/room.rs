@@ -434,7 +434,6 @@ impl Room {
             self.after_change(now, out);
         } else if !self.is_closed() {
             self.close_all(now, CloseReason::Draining, out);
-            out.event(Event::RoomClosed { room: self.name.clone(), unstored_bytes: 0 });
         }
     }
 
@@ -559,7 +558,12 @@ impl Room {
         self.batch_bytes + self.storage.bytes
     }
 
+    /// Takes the messages of a frame. Each question is answered once: an answer may be as long as the
+    /// document, and a question takes four bytes.
     fn receive_live(&mut self, now: Instant, connection: ConnectionId, frame: &Bytes, out: &mut Outputs) {
+        let mut is_answered = false;
+        let mut asks_back = false;
+        let mut outdated = BTreeSet::new();
         for message in Message::decode(frame) {
             // An earlier message of the frame may have closed it.
             if !self.peers.contains_key(&connection) {
@@ -571,6 +575,8 @@ impl Room {
             };
             match message {
                 Message::SyncStep1(state_vector) => match StateVector::decode(&state_vector) {
+                    // What answers the first holds what later ones of the same moment lack.
+                    Ok(_) if mem::replace(&mut is_answered, true) => {}
                     Ok(known) => {
                         let after = self.last_change_known_to(&known);
                         let question = Question { known, is_step1: true, after };
@@ -580,19 +586,17 @@ impl Room {
                 },
                 Message::Update(update) => {
                     let reusable = frame.len() == UPDATE_HEAD_LEN + var_uint_len(update.len()) + update.len();
-                    let frame = reusable.then(|| frame.clone());
-                    let is_taken = self.write(now, connection, update, frame, out);
-                    if !is_taken {
-                        // It has what is missing, or can name who has: ask once more.
-                        self.ask(now, connection, out);
-                    }
+                    let whole = reusable.then(|| frame.clone());
+                    let is_taken = self.write(now, connection, update, frame.len(), whole, out);
+                    // It has what is missing, or can name who has: ask once more.
+                    asks_back |= !is_taken;
                 }
                 Message::SyncStep2(update) => {
                     // If this is not taken, it has no better answer: asking again would go on for ever.
-                    let _ = self.write(now, connection, update, None, out);
+                    let _ = self.write(now, connection, update, frame.len(), None, out);
                 }
                 Message::Awareness(update) => match awareness::decode(&update, self.config.depth_max) {
-                    Ok(entries) => self.announce(now, connection, entries, out),
+                    Ok(entries) => outdated.append(&mut self.announce(now, connection, entries, out)),
                     Err(error) => return self.close(now, connection, CloseReason::Awareness(error), out),
                 },
                 Message::QueryAwareness => {
@@ -607,6 +611,12 @@ impl Room {
                 }
             }
         }
+        if asks_back {
+            self.ask(now, connection, out);
+        }
+        if let Some(update) = self.awareness.encode(&outdated) {
+            self.send(now, connection, Due::Presence, Message::Awareness(update).encode(), out);
+        }
         self.after_change(now, out);
     }
 
@@ -616,9 +626,13 @@ impl Room {
         now: Instant,
         connection: ConnectionId,
         update: Bytes,
+        frame_len: usize,
         frame: Option<Bytes>,
         out: &mut Outputs,
     ) -> bool {
+        // The log keeps what it is given; a slice would keep everything else that came in the frame.
+        let update =
+            if frame_len > update.len() + HEAD_LEN_MAX { Bytes::copy_from_slice(&update) } else { update };
         let update = match Update::scan(update, &self.scan_rules()) {
             Ok(update) => update,
             Err(error) => {
@@ -748,24 +762,21 @@ impl Room {
         self.send(now, author, Due::Update, frame, out);
     }
 
+    /// Takes presence; says which ids it named as present that are known to be gone.
     fn announce(
         &mut self,
         now: Instant,
         connection: ConnectionId,
         entries: Vec<awareness::AwarenessEntry>,
         out: &mut Outputs,
-    ) {
+    ) -> BTreeSet<ClientId> {
         let (announced, result) = self.awareness.apply(now, connection, entries);
-        if !announced.outdated.is_empty()
-            && let Some(update) = self.awareness.encode(&announced.outdated)
-        {
-            self.send(now, connection, Due::Presence, Message::Awareness(update).encode(), out);
-        }
         soonest(&mut self.timers.presence, Some(after(now, self.config.awareness_timeout)));
         self.presence_changed(now, announced.changed, out);
         if let Err(limit) = result {
             self.close(now, connection, CloseReason::AwarenessLimit(limit), out);
         }
+        announced.outdated
     }
 
     fn presence_changed(&mut self, now: Instant, changed: BTreeSet<ClientId>, out: &mut Outputs) {
@@ -931,7 +942,7 @@ impl Room {
             let (count, bytes) = (self.journal.tail_count(), self.journal.tail_bytes());
             let snapshot = self.journal.snapshot_bytes();
             let config = &self.config;
-            let long = count >= config.squash_count.max(snapshot / SQUASH_BYTES_PER_UPDATE)
+            let long = count >= config.squash_count.max(1).max(snapshot / SQUASH_BYTES_PER_UPDATE)
                 || bytes >= config.squash_bytes.max(snapshot);
             if long || (unload_due && count >= UNLOAD_SQUASH_COUNT) {
                 let squash = self.journal.squash(SquashOptions { collect: config.collect });
@@ -1046,6 +1057,7 @@ impl Room {
             out.close(connection, reason.clone());
         }
         self.timers = Timers::default();
+        out.event(Event::RoomClosed { room: self.name.clone(), unstored_bytes: 0 });
     }
 
     fn remove_peer(&mut self, now: Instant, connection: ConnectionId, out: &mut Outputs) -> bool {
@@ -1246,13 +1258,13 @@ impl Storage {
         let delay =
             self.retry_delay.map_or(config.retry_delay_min, |last| (last * 2).min(config.retry_delay_max));
         self.retry_delay = Some(delay);
-        let delay = delay.mul_f64(1.0 + random.fraction() / 4.0);
+        let delay = delay.mul_f64(1.0 + random.fraction() / 4.0).min(config.retry_delay_max);
         match self.outstanding.take() {
             Some(Outstanding::Append(record)) => {
                 self.waiting.insert(0, record);
                 self.retry_at = Some(after(now, delay));
             }
-            Some(Outstanding::Compact) => self.compact_after = Some(after(now, config.retry_delay_max)),
+            Some(Outstanding::Compact) => self.compact_after = Some(after(now, delay)),
             None => {}
         }
         Some(delay)
@@ -1327,6 +1339,9 @@ fn soonest(timer: &mut Option<Instant>, deadline: Option<Instant>) {
 fn var_uint_len(value: usize) -> usize {
     (usize::BITS - (value | 1).leading_zeros()).div_ceil(7) as usize
 }
+
+/// The message types and the length in front of an update, with room to spare.
+const HEAD_LEN_MAX: usize = 16;
 
 /// With a shorter one the timer would do nothing else.
 const KEEPALIVE_MIN: Duration = Duration::from_millis(1);

@@ -1404,6 +1404,33 @@ mod limits {
     use super::*;
 
     #[test]
+    fn a_frame_full_of_questions_is_answered_once() {
+        let mut w = World::open(Config::default(), [1, 2]);
+        let a = text_insert(1, 0, "a");
+        w.frame(1, update(&a));
+        w.stored(1);
+        let questions = [step1(&[]), step1(&[(2, 1)]), step1(&[(3, 1)])].concat().repeat(1_000);
+        assert_eq!(w.frame(2, questions), [send([2], step2(&a))]);
+    }
+
+    #[test]
+    fn the_log_keeps_an_update_and_not_the_frame_it_came_in() {
+        let mut w = World::open(Config::default(), [1, 2]);
+        let a = text_insert(1, 0, "a");
+        let frame = Bytes::from([&[2, 0, 0x80, 0x80, 4][..], &[b'x'; 1 << 16], &update(&a)].concat());
+        let memory = frame.as_ptr_range();
+        let _ = w
+            .server
+            .handle(w.in_millis(0), Input::Received { connection: ConnectionId(1), frame: frame.clone() });
+        let journal = w.server.room(&room()).unwrap().journal();
+        for kept in journal.updates() {
+            assert_eq!(kept, &a);
+            assert!(!memory.contains(&kept.as_ptr()));
+        }
+        assert_eq!(journal.tail_count(), 1);
+    }
+
+    #[test]
     fn rooms() {
         let mut w = World::new(config(|config| config.rooms_max = 2));
         w.join_room(1, "a");
