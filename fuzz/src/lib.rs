@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeSet,
     panic::{AssertUnwindSafe, catch_unwind},
+    slice::from_ref as one,
     time::{Duration, Instant},
 };
 
@@ -29,16 +30,16 @@ pub fn update(data: &[u8]) {
         let again = Update::scan(update.bytes().clone(), &ScanRules::default());
         assert_eq!(again.as_ref(), Ok(update), "the algebra made what the scan refuses");
     };
-    assert_eq!(join(std::slice::from_ref(&update)), update);
+    assert_eq!(join(one(&update)), update);
     assert_eq!(diff(&update, &StateVector::default()), update);
-    let whole = squash(&[update.clone()], SquashOptions { collect: false });
-    let collected = squash(&[update.clone()], SquashOptions { collect: true });
+    let whole = squash(one(&update), SquashOptions { collect: false });
+    let collected = squash(one(&update), SquashOptions { collect: true });
     for squashed in [&whole, &collected] {
         proven(squashed);
         assert_eq!(clocks(squashed), clocks(&update));
     }
-    assert_eq!(squash(&[whole.clone()], SquashOptions { collect: false }), whole);
-    assert_eq!(squash(&[collected.clone()], SquashOptions { collect: true }), collected);
+    assert_eq!(squash(one(&whole), SquashOptions { collect: false }), whole);
+    assert_eq!(squash(one(&collected), SquashOptions { collect: true }), collected);
 
     let mut journal = Journal::new(JournalLimits { parked_bytes_max: 1 << 20 });
     match journal.receive(&update) {

@@ -53,6 +53,8 @@ pub struct Counters {
     pub connections: u64,
     /// Rooms that are open or being loaded, now.
     pub rooms: u64,
+    /// How often a connection could not even be accepted, for want of file descriptors say.
+    pub accept_failures: u64,
     /// Connections that were let in.
     pub accepted: u64,
     /// Connections that were refused because of a limit or a drain.
@@ -86,6 +88,7 @@ impl Counters {
     pub fn add(&mut self, other: &Self) {
         self.connections += other.connections;
         self.rooms += other.rooms;
+        self.accept_failures += other.accept_failures;
         self.accepted += other.accepted;
         self.refused += other.refused;
         self.frames_in += other.frames_in;
@@ -125,12 +128,13 @@ pub struct Host<S> {
 #[derive(Debug)]
 struct Slot<S> {
     /// Makes the ids of those who had the slot earlier unknown.
-    generation: u32,
+    generation: u16,
     connection: Option<Box<Connection<S>>>,
 }
 
 #[derive(Debug)]
 struct Connection<S> {
+    room: RoomName,
     socket: S,
     websocket: rfc6455::Connection,
     outbox: Outbox,
@@ -194,6 +198,7 @@ impl<S: Socket> Host<S> {
         let mut outbox = Outbox::default();
         outbox.push(response);
         let connection = Box::new(Connection {
+            room: admission.room.clone(),
             socket,
             websocket,
             outbox,
@@ -269,7 +274,7 @@ impl<S: Socket> Host<S> {
     /// Forgets all connections at once, as a crash would: for a runtime that ends.
     pub fn all_ended(&mut self, now: Instant) {
         for index in 0..self.slots.len() {
-            let id = connection_id(index as u32, self.slots[index].generation);
+            let id = self.connection_id(index as u32);
             self.forget(now, id);
         }
         self.flush(now);
@@ -340,6 +345,20 @@ impl<S: Socket> Host<S> {
         Ok(result)
     }
 
+    /// Reads a document: see [`Server::read`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Server::read`].
+    pub fn read<R>(
+        &mut self,
+        now: Instant,
+        room: &RoomName,
+        f: impl FnOnce(&yrs::Transaction<'_>) -> R,
+    ) -> Result<R, yrs_websocket::view::ViewError> {
+        self.server.read(now, room, f)
+    }
+
     /// What to do next about a connection.
     pub fn next(&self, id: ConnectionId) -> Next {
         let Some(connection) = get(&self.slots, id) else { return Next::Drop };
@@ -356,11 +375,6 @@ impl<S: Socket> Host<S> {
     /// The core.
     pub fn server(&self) -> &Server {
         &self.server
-    }
-
-    /// The core, to read documents: see [`Server::read`].
-    pub fn server_mut(&mut self) -> &mut Server {
-        &mut self.server
     }
 
     /// Whether a drain is over and everything about it is written.
@@ -385,7 +399,8 @@ impl<S: Socket> Host<S> {
     fn received_frame(&mut self, now: Instant, id: ConnectionId, frame: Bytes) {
         self.counters.frames_in += 1;
         self.counters.bytes_in += frame.len() as u64;
-        match self.hooks.takes_frame(id, &frame) {
+        let Some(connection) = get(&self.slots, id) else { return };
+        match self.hooks.takes_frame(&connection.room, id, &frame) {
             Ok(true) => {}
             Ok(false) => self.handle(now, Input::Received { connection: id, frame }),
             // It must neither be lost in silence nor go where the hook might have kept it from.
@@ -436,8 +451,9 @@ impl<S: Socket> Host<S> {
     }
 
     fn count(&mut self, completion: &Completion) {
-        if matches!(completion, Completion::LoadFailed { .. } | Completion::Failed { .. }) {
+        if let Completion::LoadFailed { room, error } | Completion::Failed { room, error, .. } = completion {
             self.counters.store_failures += 1;
+            self.hooks.hear_store_error(room, error);
         }
     }
 
@@ -635,7 +651,14 @@ impl<S: Socket> Host<S> {
         };
         let slot = &mut self.slots[index as usize];
         slot.connection = Some(connection);
-        connection_id(index, slot.generation)
+        self.connection_id(index)
+    }
+
+    /// The shard, the generation of the slot, and the slot: no two connections of a server share it.
+    fn connection_id(&self, index: u32) -> ConnectionId {
+        let generation = self.slots[index as usize].generation;
+        let shard = self.storage.shard() as u64;
+        ConnectionId(shard << SHARD_SHIFT | u64::from(generation) << 32 | u64::from(index))
     }
 
     fn get_mut(&mut self, id: ConnectionId) -> Option<&mut Connection<S>> {
@@ -653,17 +676,21 @@ fn get_mut<S>(slots: &mut [Slot<S>], id: ConnectionId) -> Option<&mut Connection
     slot.connection.as_deref_mut()
 }
 
-fn connection_id(index: u32, generation: u32) -> ConnectionId {
-    ConnectionId(u64::from(generation) << 32 | u64::from(index))
+/// Which host has made the id of a connection.
+pub fn shard_of_connection(id: ConnectionId) -> usize {
+    (id.0 >> SHARD_SHIFT) as usize
 }
 
 fn index(id: ConnectionId) -> usize {
     (id.0 & u64::from(u32::MAX)) as usize
 }
 
-fn generation(id: ConnectionId) -> u32 {
-    (id.0 >> 32) as u32
+fn generation(id: ConnectionId) -> u16 {
+    (id.0 >> 32) as u16
 }
+
+/// Where the number of the shard stands in the id of a connection.
+const SHARD_SHIFT: u32 = 48;
 
 /// Frames up to here are copied behind their header, to be one piece; longer ones are two.
 const COPIED_FRAME_MAX: usize = 16 << 10;

@@ -25,11 +25,11 @@ mod outbox;
 mod storage;
 mod upgrade;
 
-pub use host::{Completion, Counters, Host, Next, Socket};
+pub use host::{Completion, Counters, Host, Next, Socket, shard_of_connection};
 pub use storage::Storage;
 pub use upgrade::{Admission, Admitted, Hooks, Limits, Options, Upgrade, shard_of};
 
 /// What an edit on the server's side is made with.
-pub use yrs::TransactionMut;
+pub use yrs::{Transaction, TransactionMut};
 /// The WebSocket layer, for requests and refusals.
 pub use yrs_websocket_rfc6455 as rfc6455;

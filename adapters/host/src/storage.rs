@@ -10,15 +10,16 @@ pub enum Storage {
     /// A store on a thread of its own, shared by all hosts; the number says which host asks. Its
     /// completions are brought back by [`Host::completed`](crate::Host::completed).
     Thread(Arc<StoreThread<usize, Squashed>>, usize),
-    /// A store that answers at once, without system calls: memory.
-    Inline(Box<dyn Store>),
+    /// A store of this host alone that answers at once, without system calls: memory. The number says
+    /// which host it is.
+    Inline(Box<dyn Store>, usize),
 }
 
 impl std::fmt::Debug for Storage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Thread(..) => "Storage::Thread",
-            Self::Inline(_) => "Storage::Inline",
+            Self::Inline(..) => "Storage::Inline",
         })
     }
 }
@@ -41,6 +42,13 @@ impl Storage {
         self.submit(request)
     }
 
+    /// The number of the host.
+    pub(crate) fn shard(&self) -> usize {
+        match self {
+            Self::Thread(_, shard) | Self::Inline(_, shard) => *shard,
+        }
+    }
+
     pub(crate) fn unload(&mut self, room: RoomName) {
         let _ = self.submit(Request::Unload(room));
     }
@@ -51,7 +59,7 @@ impl Storage {
                 thread.submit(*tag, request);
                 return None;
             }
-            Self::Inline(store) => store,
+            Self::Inline(store, _) => store,
         };
         Some(match request {
             Request::Load(room) => match store.load(&room) {

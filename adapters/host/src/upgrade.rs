@@ -8,6 +8,7 @@ use std::{
 use bytes::Bytes;
 use yrs_websocket::{Access, Config, ConnectionId, Event, RoomName};
 use yrs_websocket_rfc6455::{self as rfc6455, Acceptor, HandshakeLimits, Refusal, Request};
+use yrs_websocket_store::StoreError;
 
 /// Everything that can be set about a server, besides its store.
 #[derive(Clone, Debug, Default)]
@@ -54,16 +55,20 @@ pub struct Hooks {
     /// Decides about a request, upgrade or not, before any other answer. [`Admission::by_path`] is what
     /// happens without it.
     pub on_request: Option<Arc<OnRequest>>,
-    /// Is offered each frame before it is decoded; `true` keeps it from the core. Jupyter, for one,
-    /// sends messages of its own under type 2.
+    /// Is offered each frame before it is decoded, with its room and sender; `true` keeps it from the
+    /// core. Jupyter, for one, sends messages of its own under type 2.
     pub on_frame: Option<Arc<OnFrame>>,
     /// Hears of everything that happens.
     pub on_event: Option<Arc<OnEvent>>,
+    /// Hears why the store could not load or write a room. The core deals with it by itself; this is
+    /// for whoever can make room on the disk.
+    pub on_store_error: Option<Arc<OnStoreError>>,
 }
 
 type OnRequest = dyn Fn(&Request) -> Result<Admission, Refusal> + Send + Sync;
-type OnFrame = dyn Fn(ConnectionId, &Bytes) -> bool + Send + Sync;
+type OnFrame = dyn Fn(&RoomName, ConnectionId, &Bytes) -> bool + Send + Sync;
 type OnEvent = dyn Fn(&Event) + Send + Sync;
+type OnStoreError = dyn Fn(&RoomName, &StoreError) + Send + Sync;
 
 /// A hook has panicked; the panic hook of the process has reported it.
 pub(crate) struct HookPanicked;
@@ -76,13 +81,24 @@ impl Hooks {
         }
     }
 
-    pub(crate) fn takes_frame(&self, from: ConnectionId, frame: &Bytes) -> Result<bool, HookPanicked> {
-        self.on_frame.as_ref().map_or(Ok(false), |on_frame| contained(|| on_frame(from, frame)))
+    pub(crate) fn takes_frame(
+        &self,
+        room: &RoomName,
+        from: ConnectionId,
+        frame: &Bytes,
+    ) -> Result<bool, HookPanicked> {
+        self.on_frame.as_ref().map_or(Ok(false), |on_frame| contained(|| on_frame(room, from, frame)))
     }
 
     pub(crate) fn hear(&self, event: &Event) {
         if let Some(on_event) = &self.on_event {
             let _ = contained(|| on_event(event));
+        }
+    }
+
+    pub(crate) fn hear_store_error(&self, room: &RoomName, error: &StoreError) {
+        if let Some(on_store_error) = &self.on_store_error {
+            let _ = contained(|| on_store_error(room, error));
         }
     }
 }
@@ -98,6 +114,7 @@ impl fmt::Debug for Hooks {
             .field("on_request", &self.on_request.is_some())
             .field("on_frame", &self.on_frame.is_some())
             .field("on_event", &self.on_event.is_some())
+            .field("on_store_error", &self.on_store_error.is_some())
             .finish()
     }
 }
@@ -118,6 +135,11 @@ pub struct Admission {
 }
 
 impl Admission {
+    /// Admits to a room, with access that does not expire and no subprotocol.
+    pub fn new(room: RoomName, access: Access) -> Self {
+        Self { room, access, expires_at: None, subprotocol: None }
+    }
+
     /// Admits everybody to the room that the path names, to read and write, and chooses the first
     /// subprotocol that is offered.
     ///
@@ -131,7 +153,7 @@ impl Admission {
             refusal.clone().with_body("text/plain; charset=utf-8", format!("{error}\n")).unwrap_or(refusal)
         })?;
         let subprotocol = request.subprotocols().next().map(str::to_owned);
-        Ok(Self { room, access: Access::Write, expires_at: None, subprotocol })
+        Ok(Self { subprotocol, ..Self::new(room, Access::Write) })
     }
 }
 

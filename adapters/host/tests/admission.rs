@@ -8,8 +8,10 @@ use std::{
 };
 
 use common::{EMPTY_STEP2, Frame, Pipe, STEP1, World, edit, masked, request, upgrade};
-use yrs_websocket::{Access, Event};
-use yrs_websocket_host::{Admission, Next, Options, Upgrade, rfc6455::Refusal, shard_of};
+use yrs_websocket::{Access, Event, RoomName};
+use yrs_websocket_host::{
+    Admission, Admitted, Next, Options, Upgrade, rfc6455::Refusal, shard_of, shard_of_connection,
+};
 
 const ACCEPTED: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
      Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
@@ -37,6 +39,17 @@ fn a_request_may_arrive_byte_by_byte_with_frames_behind_it() {
     assert!(written.starts_with(format!("{ACCEPTED}\r\n").as_bytes()));
     // SyncStep1, as every client wants it first, and the answer to its own.
     assert_eq!(common::frames(&written), [Frame::binary(&[0, 0, 1, 0]), Frame::binary(EMPTY_STEP2)]);
+}
+
+#[test]
+fn somebody_else_may_make_the_upgrade_and_hand_over_what_it_read_behind_it() {
+    let mut world = World::new(Options::default());
+    let admission = Admission::new(RoomName::new("notes").unwrap(), Access::Write);
+    let admitted = Admitted::after_upgrade(admission, masked(0x82, STEP1));
+    let pipe = Pipe::default();
+    let id = world.host.connect(world.now, pipe.clone(), admitted).unwrap();
+    assert_eq!(shard_of_connection(id), 0);
+    assert_eq!(common::frames(&pipe.take()), [Frame::binary(&[0, 0, 1, 0]), Frame::binary(EMPTY_STEP2)]);
 }
 
 #[test]
@@ -188,7 +201,7 @@ fn a_hook_may_take_frames_before_they_are_decoded_and_hears_of_events() {
     let events = Arc::new(Mutex::new(Vec::new()));
     let mut options = Options::default();
     let (takes, hears) = (Arc::clone(&taken), Arc::clone(&events));
-    options.hooks.on_frame = Some(Arc::new(move |from, frame| {
+    options.hooks.on_frame = Some(Arc::new(move |_, from, frame| {
         let is_mine = frame.first() == Some(&2);
         if is_mine {
             takes.lock().unwrap().push((from, frame.clone()));

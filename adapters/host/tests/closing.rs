@@ -170,7 +170,7 @@ fn a_violation_closes_after_the_answers_to_what_came_before_it() {
 #[test]
 fn a_hook_that_panics_on_a_frame_costs_its_sender_the_connection_and_nobody_else_anything() {
     let mut options = Options::default();
-    options.hooks.on_frame = Some(Arc::new(|_, frame| {
+    options.hooks.on_frame = Some(Arc::new(|_, _, frame| {
         assert_ne!(frame[0], 66, "this is the panic of the test");
         false
     }));

@@ -1,7 +1,7 @@
 //! A Yjs WebSocket server: start it and point `y-websocket` at it.
 
 use std::{
-    io::{self, IsTerminal},
+    io::{self, IsTerminal, Write},
     net::SocketAddr,
     path::PathBuf,
     process::ExitCode,
@@ -83,13 +83,15 @@ async fn run(arguments: Arguments) -> Result<ExitCode, ExitCode> {
     let listener = listen(arguments.listen)
         .map_err(|error| failed(&format!("cannot listen on {}", arguments.listen), &error))?;
     let address = listener.local_addr().map_err(|error| failed("cannot tell the address", &error))?;
-    println!("yrs-websocket-server listens on ws://{address}");
-    println!("  new WebsocketProvider('ws://{address}', 'my-room', doc)");
+    // A closed pipe is no reason not to serve.
+    let _ = writeln!(
+        io::stdout(),
+        "yrs-websocket-server listens on ws://{address}\n  \
+         new WebsocketProvider('ws://{address}', 'my-room', doc)"
+    );
 
     tokio::select! {
-        result = service.serve(listener) => {
-            result.map_err(|error| failed("cannot accept connections", &error))?;
-        }
+        () = service.serve(listener) => {}
         _ = terminate.recv() => info!("SIGTERM: draining"),
         _ = interrupt.recv() => info!("SIGINT: draining"),
     }
@@ -113,6 +115,7 @@ async fn run(arguments: Arguments) -> Result<ExitCode, ExitCode> {
 fn start(arguments: &Arguments) -> Result<Service, ExitCode> {
     let mut options = Options::default();
     options.hooks.on_event = Some(Arc::new(log));
+    options.hooks.on_store_error = Some(Arc::new(|room, error| error!(%room, "{error}")));
     let shards = thread::available_parallelism().map_or(1, Into::into);
     let service = match &arguments.store {
         StoreUrl::Memory => {
@@ -177,7 +180,8 @@ fn deadline(after: Duration) -> Instant {
 }
 
 fn failed(what: &str, error: &dyn std::error::Error) -> ExitCode {
-    error!("{what}: {error}");
+    // Not a matter of --log: nobody would know why it does not run.
+    eprintln!("yrs-websocket-server: {what}: {error}");
     ExitCode::FAILURE
 }
 

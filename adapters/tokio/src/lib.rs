@@ -11,7 +11,8 @@
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> std::io::Result<()> {
 //! let service = Service::in_memory(Options::default(), 2)?;
-//! service.serve(TcpListener::bind("127.0.0.1:1234").await?).await
+//! service.serve(TcpListener::bind("127.0.0.1:1234").await?).await;
+//! # Ok(())
 //! # }
 //! ```
 //!
@@ -22,4 +23,4 @@ mod connection;
 mod service;
 
 pub use service::{Drained, Service, serve};
-pub use yrs_websocket_host::{Admission, Admitted, Counters, Hooks, Options};
+pub use yrs_websocket_host::{Admission, Admitted, Counters, Hooks, Limits, Options, Upgrade, rfc6455};

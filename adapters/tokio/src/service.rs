@@ -2,7 +2,10 @@ use std::{
     collections::hash_map::RandomState,
     hash::{BuildHasher, Hasher},
     io, mem,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -14,19 +17,23 @@ use tokio::{
     sync::{Notify, oneshot, watch},
     time,
 };
-use yrs_websocket::RoomName;
-use yrs_websocket_host::{Admitted, Completion, Counters, Host, Options, Storage, shard_of};
+use yrs_websocket::{Access, ConnectionId, Input, RoomName};
+use yrs_websocket_host::{
+    Admitted, Completion, Counters, Host, Options, Storage, shard_of, shard_of_connection,
+};
 use yrs_websocket_store::{MemoryStore, Store, StoreThread};
 
 use crate::connection::{self, Socket};
 
-/// Serves Yjs rooms on a listener, kept in memory, until the listener fails.
+/// Serves Yjs rooms on a listener, kept in memory, for as long as the future lives.
 ///
 /// # Errors
 ///
 /// If the threads cannot be started.
 pub async fn serve(listener: TcpListener, options: Options) -> io::Result<()> {
-    Service::in_memory(options, thread::available_parallelism().map_or(1, Into::into))?.serve(listener).await
+    let shards = thread::available_parallelism().map_or(1, Into::into);
+    Service::in_memory(options, shards)?.serve(listener).await;
+    Ok(())
 }
 
 /// A running server: rooms on shards, and their store.
@@ -45,6 +52,7 @@ struct Shared {
     threads: Mutex<Vec<JoinHandle<()>>>,
     store: Option<Arc<StoreThread<usize, yrs_websocket::journal::Squashed>>>,
     accepting: watch::Sender<bool>,
+    accept_failures: AtomicU64,
     /// Ends the threads of the shards; so does its drop.
     stop: watch::Sender<bool>,
 }
@@ -80,7 +88,7 @@ impl Service {
     ///
     /// If a thread cannot be started.
     pub fn in_memory(options: Options, shards: usize) -> io::Result<Self> {
-        Self::start(options, shards, None, |_| Storage::Inline(Box::new(MemoryStore::new())))
+        Self::start(options, shards, None, |shard| Storage::Inline(Box::new(MemoryStore::new()), shard))
     }
 
     /// Starts a server over a store, which gets a thread of its own.
@@ -142,27 +150,27 @@ impl Service {
             threads: Mutex::new(threads),
             store,
             accepting: watch::Sender::new(true),
+            accept_failures: AtomicU64::new(0),
             stop,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Accepts connections until [`Service::drain`] is called.
-    ///
-    /// # Errors
-    ///
-    /// None for now: a listener that fails to accept, for want of file descriptors say, is asked again
-    /// a moment later.
-    pub async fn serve(&self, listener: TcpListener) -> io::Result<()> {
+    /// Accepts connections until [`Service::drain`] is called. A listener that fails to accept, for want
+    /// of file descriptors say, is asked again a moment later; [`Counters::accept_failures`] counts that.
+    pub async fn serve(&self, listener: TcpListener) {
         let mut accepting = self.shared.accepting.subscribe();
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                _ = accepting.wait_for(|accepting| !accepting) => return Ok(()),
+                _ = accepting.wait_for(|accepting| !accepting) => return,
             };
             match accepted {
                 Ok((stream, _)) => drop(tokio::spawn(self.clone().serve_tcp(stream))),
-                Err(_) => time::sleep(ACCEPT_RETRY_DELAY).await,
+                Err(_) => {
+                    self.shared.accept_failures.fetch_add(1, Ordering::Relaxed);
+                    time::sleep(ACCEPT_RETRY_DELAY).await;
+                }
             }
         }
     }
@@ -229,6 +237,7 @@ impl Service {
     /// What has been counted, over all shards.
     pub fn counters(&self) -> Counters {
         let mut counters = Counters::default();
+        counters.accept_failures = self.shared.accept_failures.load(Ordering::Relaxed);
         for shard in &*self.shared.shards {
             counters.add(&shard.with(|host, _| host.counters()));
         }
@@ -247,6 +256,27 @@ impl Service {
         f: impl FnOnce(&mut yrs_websocket_host::TransactionMut<'_>) -> R,
     ) -> Result<R, yrs_websocket::view::ViewError> {
         self.shard(room).with(|host, now| host.edit(now, room, f))
+    }
+
+    /// Reads a document; the room must be open. Its shard waits for `f`, which must not call the service.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`yrs_websocket::Server::read`].
+    pub fn read<R>(
+        &self,
+        room: &RoomName,
+        f: impl FnOnce(&yrs_websocket_host::Transaction<'_>) -> R,
+    ) -> Result<R, yrs_websocket::view::ViewError> {
+        self.shard(room).with(|host, now| host.read(now, room, f))
+    }
+
+    /// Changes what a connection may do from now on; [`yrs_websocket::Event::Joined`] says which ones
+    /// there are.
+    pub fn set_access(&self, connection: ConnectionId, access: Access, expires_at: Option<Instant>) {
+        if let Some(shard) = self.shared.shards.get(shard_of_connection(connection)) {
+            shard.with(|host, now| host.input(now, Input::AccessChanged { connection, access, expires_at }));
+        }
     }
 
     async fn serve_tcp(self, mut stream: TcpStream) {

@@ -22,7 +22,7 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(options: Options) -> Self {
-        let host = Host::new(&options, Storage::Inline(Box::new(MemoryStore::new())), 1);
+        let host = Host::new(&options, Storage::Inline(Box::new(MemoryStore::new()), 0), 1);
         // The one look at the real clock: an `Instant` comes from nowhere else.
         #[allow(clippy::disallowed_methods)]
         let now = Instant::now();

@@ -40,7 +40,7 @@ pub(crate) async fn serve(service: &Service) -> (SocketAddr, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let service = service.clone();
-    (address, tokio::spawn(async move { service.serve(listener).await.unwrap() }))
+    (address, tokio::spawn(async move { service.serve(listener).await }))
 }
 
 /// Options whose events can be waited for; failed writes are tried again at once.
