@@ -42,6 +42,9 @@ pub struct Config {
     pub peers_per_room_max: usize,
     /// Bytes of one received frame; more closes its sender with 1009. 128 MiB.
     pub frame_len_max: usize,
+    /// Bytes of a state vector in a SyncStep1; more closes its sender with 1009. 1 MiB, which is some
+    /// 100,000 clients.
+    pub state_vector_len_max: usize,
     /// Nesting of JSON and `any` values in updates and presence. 100: yrs overflows its stack far
     /// beyond, and at 5,000 Yjs can no longer encode what it has read.
     pub depth_max: usize,
@@ -91,6 +94,7 @@ impl Default for Config {
             rooms_max: 100_000,
             peers_per_room_max: 10_000,
             frame_len_max: 128 * MIB,
+            state_vector_len_max: MIB,
             depth_max: 100,
             weak_links: false,
             loading_bytes_max: 4 * MIB,

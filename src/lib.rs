@@ -326,6 +326,9 @@ pub enum CloseReason {
     /// 1009: a frame is longer than [`Config::frame_len_max`].
     #[error("frame too long")]
     FrameTooLong,
+    /// 1009: a state vector is longer than [`Config::state_vector_len_max`].
+    #[error("state vector too long")]
+    StateVectorTooLong,
     /// 1012: the server is draining; come back.
     #[error("server is restarting")]
     Draining,
@@ -359,7 +362,7 @@ impl CloseReason {
         match self {
             Self::Message(_) | Self::Update(_) | Self::Awareness(_) => 1007,
             Self::AwarenessLimit(_) => 1008,
-            Self::FrameTooLong => 1009,
+            Self::FrameTooLong | Self::StateVectorTooLong => 1009,
             Self::Draining => 1012,
             Self::LoadFailed
             | Self::LoadingQueueFull

@@ -89,6 +89,9 @@ struct Peer {
     last_sent: Instant,
     congestion: Option<Congestion>,
     question: Option<Question>,
+    /// What it said it has beyond what the room had then. After a crash of the server it may be the
+    /// author of that, although somebody else brings it first.
+    beyond: StateVector,
 }
 
 /// What is remembered about a peer whose outbox is full, instead of what it misses.
@@ -232,6 +235,7 @@ impl Room {
             last_sent: now,
             congestion: None,
             question: None,
+            beyond: StateVector::default(),
         };
         self.peers.insert(connection, peer);
         self.timers.unload = None;
@@ -347,7 +351,9 @@ impl Room {
                 Ok(update) => self.journal.restore(&update),
                 Err(error) => {
                     out.event(Event::StoredUpdateMalformed { room: self.name.clone(), index, error });
-                    return self.close_all(now, CloseReason::LoadFailed, out);
+                    self.close_all(now, CloseReason::LoadFailed, out);
+                    // The store has loaded it, and may forget that.
+                    return out.event(Event::RoomClosed { room: self.name.clone(), unstored_bytes: 0 });
                 }
             }
         }
@@ -434,6 +440,7 @@ impl Room {
             self.after_change(now, out);
         } else if !self.is_closed() {
             self.close_all(now, CloseReason::Draining, out);
+            out.event(Event::RoomClosed { room: self.name.clone(), unstored_bytes: 0 });
         }
     }
 
@@ -574,10 +581,14 @@ impl Room {
                 Err(error) => return self.close(now, connection, CloseReason::Message(error), out),
             };
             match message {
+                Message::SyncStep1(state_vector) if state_vector.len() > self.config.state_vector_len_max => {
+                    return self.close(now, connection, CloseReason::StateVectorTooLong, out);
+                }
                 Message::SyncStep1(state_vector) => match StateVector::decode(&state_vector) {
                     // What answers the first holds what later ones of the same moment lack.
                     Ok(_) if mem::replace(&mut is_answered, true) => {}
                     Ok(known) => {
+                        self.note_state(connection, &known);
                         let after = self.last_change_known_to(&known);
                         let question = Question { known, is_step1: true, after };
                         self.answer_or_wait(now, connection, question, out);
@@ -711,6 +722,15 @@ impl Room {
         let last_change = first_change + batch.len() as u64 - 1;
         let mut authors: SmallVec<[ConnectionId; 2]> =
             batch.iter().filter_map(|change| change.author).collect();
+        if self.config.echo == Echo::Durable {
+            for (&connection, peer) in &mut self.peers {
+                if batch.iter().any(|change| change.author != Some(connection) && peer.may_have_made(change))
+                {
+                    peer.last_change = last_change;
+                    authors.push(connection);
+                }
+            }
+        }
         authors.sort_unstable();
         authors.dedup();
         let (update, frame) = if batch.len() == 1 {
@@ -750,7 +770,9 @@ impl Room {
 
     /// Sends the author of a part of the batch the rest of it: its own edits wait for the store.
     fn send_others(&mut self, now: Instant, author: ConnectionId, batch: &[Change], out: &mut Outputs) {
-        let others: Vec<_> = batch.iter().filter(|change| change.author != Some(author)).collect();
+        let Some(peer) = self.peers.get(&author) else { return };
+        let is_others = |change: &&Change| change.author != Some(author) && !peer.may_have_made(change);
+        let others: Vec<_> = batch.iter().filter(is_others).collect();
         let frame = match &others[..] {
             [] => return,
             [Change { frame: Some(frame), .. }] => frame.clone(),
@@ -879,6 +901,16 @@ impl Room {
             .map(|(number, _)| number)
             .max()
             .unwrap_or(0)
+    }
+
+    /// Remembers what a peer has that the room has not.
+    fn note_state(&mut self, connection: ConnectionId, known: &StateVector) {
+        let Some(peer) = self.peers.get_mut(&connection) else { return };
+        for (client, clock) in known.iter() {
+            if clock > self.journal.state_vector().clock(client).max(peer.beyond.clock(client)) {
+                peer.beyond.set(client, clock);
+            }
+        }
     }
 
     /// Whether the store has yet to confirm an edit by `connection`.
@@ -1057,7 +1089,6 @@ impl Room {
             out.close(connection, reason.clone());
         }
         self.timers = Timers::default();
-        out.event(Event::RoomClosed { room: self.name.clone(), unstored_bytes: 0 });
     }
 
     fn remove_peer(&mut self, now: Instant, connection: ConnectionId, out: &mut Outputs) -> bool {
@@ -1117,6 +1148,12 @@ impl Room {
 }
 
 impl Peer {
+    /// Whether a change that somebody else brings may have been made here, under an earlier connection.
+    fn may_have_made(&self, change: &Change) -> bool {
+        !self.beyond.is_empty()
+            && change.update.inserts().any(|(client, clocks)| self.beyond.clock(client) > clocks.start)
+    }
+
     /// Marks that a frame is sent now; a congested peer is marked as having missed it instead.
     fn offer(&mut self, now: Instant, due: Due) -> bool {
         match &mut self.congestion {

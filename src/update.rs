@@ -389,9 +389,9 @@ pub enum UpdateError {
     /// A range of deletes covers no clock.
     #[error("a range of deletes is empty")]
     EmptyDelete,
-    /// A section begins or ends with a Skip.
-    #[error("a section begins or ends with a hole")]
-    SkipAtEdge,
+    /// A section ends with a Skip.
+    #[error("a section ends with a hole")]
+    SkipLast,
     /// A GC or Skip struct has flags that only an Item has.
     #[error("a struct without content has the flags of an item")]
     StrayFlags,
@@ -1032,8 +1032,9 @@ impl<'a> Reader<'a> {
             clients.push(id.client);
             for index in 0..structs {
                 let s = self.structure::<true>(id, rules)?;
-                if s.is_skip() && (index == 0 || index + 1 == structs) {
-                    return Err(UpdateError::SkipAtEdge);
+                // A document of yrs that holds what lies beyond a gap writes a hole first.
+                if s.is_skip() && index + 1 == structs {
+                    return Err(UpdateError::SkipLast);
                 }
                 id.clock = s.end();
             }

@@ -163,6 +163,16 @@ mod echo {
     use super::*;
 
     #[test]
+    fn an_author_to_whom_another_brings_its_edit_after_a_crash_gets_it_once_it_is_stored() {
+        // 1 wrote "a" and 2 got it, and the server crashed before it was stored. Both come back.
+        let mut w = World::open(Config::default(), [1, 2, 3]);
+        let a = text_insert(1, 0, "a");
+        assert_eq!(w.frame(1, step1(&[(1, 1)])), [send([1], step2(NOTHING))]);
+        assert_eq!(w.frame(2, step2(&a)), [send([3], update(&a)), append(1, &a[..])]);
+        assert_eq!(w.stored(1), [send([1, 2], update(&a))]);
+    }
+
+    #[test]
     fn peers_get_an_edit_at_once_and_its_author_when_it_is_durable() {
         let mut w = World::open(Config::default(), [1, 2, 3]);
         let a = text_insert(1, 0, "a");
@@ -1402,6 +1412,13 @@ mod coalescing {
 
 mod limits {
     use super::*;
+
+    #[test]
+    fn the_length_of_a_state_vector() {
+        let mut w = World::open(config(|config| config.state_vector_len_max = 3), [1, 2]);
+        assert_eq!(w.frame(1, step1(&[(1, 1)])), [send([1], step2(NOTHING))]);
+        assert_eq!(w.frame(1, step1(&[(1, 1), (2, 1)])), [close(1, 1009)]);
+    }
 
     #[test]
     fn a_frame_full_of_questions_is_answered_once() {

@@ -309,10 +309,13 @@ impl<S: Socket> Host<S> {
                 }
             }
         }
-        if self.server.next_timeout().is_some_and(|timeout| timeout <= now) {
-            self.handle(now, Input::Timeout);
+        // Twice, because to write may end connections, and that a room without delay.
+        for _ in 0..2 {
+            if self.server.next_timeout().is_some_and(|timeout| timeout <= now) {
+                self.handle(now, Input::Timeout);
+            }
+            self.flush(now);
         }
-        self.flush(now);
     }
 
     /// Refuses connections from now on, flushes the documents, and sends everybody away by `deadline`.
@@ -385,6 +388,11 @@ impl<S: Socket> Host<S> {
     /// Bytes of edits that the store has not confirmed, over all rooms.
     pub fn unstored_bytes(&self) -> usize {
         self.unstored_at_close + self.server.rooms().map(yrs_websocket::Room::unstored_bytes).sum::<usize>()
+    }
+
+    /// Bytes that wait for a connection's socket; 0 for one that is forgotten.
+    pub fn outbox_bytes(&self, id: ConnectionId) -> usize {
+        get(&self.slots, id).map_or(0, |connection| connection.outbox.bytes())
     }
 
     /// What has been counted.

@@ -13,6 +13,10 @@ pub enum Storage {
     /// A store of this host alone that answers at once, without system calls: memory. The number says
     /// which host it is.
     Inline(Box<dyn Store>, usize),
+    /// Anything else that takes requests, in order, and answers later by
+    /// [`Host::completed`](crate::Host::completed): a store of the application's own runtime, or a
+    /// simulated disk. The number says which host it is.
+    Outside(Box<dyn FnMut(Request<Squashed>) + Send>, usize),
 }
 
 impl std::fmt::Debug for Storage {
@@ -20,6 +24,7 @@ impl std::fmt::Debug for Storage {
         f.write_str(match self {
             Self::Thread(..) => "Storage::Thread",
             Self::Inline(..) => "Storage::Inline",
+            Self::Outside(..) => "Storage::Outside",
         })
     }
 }
@@ -45,7 +50,7 @@ impl Storage {
     /// The number of the host.
     pub(crate) fn shard(&self) -> usize {
         match self {
-            Self::Thread(_, shard) | Self::Inline(_, shard) => *shard,
+            Self::Thread(_, shard) | Self::Inline(_, shard) | Self::Outside(_, shard) => *shard,
         }
     }
 
@@ -57,6 +62,10 @@ impl Storage {
         let store = match self {
             Self::Thread(thread, tag) => {
                 thread.submit(*tag, request);
+                return None;
+            }
+            Self::Outside(submit, _) => {
+                submit(request);
                 return None;
             }
             Self::Inline(store, _) => store,

@@ -1,0 +1,684 @@
+//! Clients: a real yrs document each, speaking as stock `y-websocket` does; and hostile ones.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    mem,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use yrs::{
+    Any, Array, ArrayPrelim, Doc, GetString, Map, MapPrelim, OffsetKind, Options, Out, ReadTxn, Text,
+    TextPrelim, Transact, types::ToJson, updates::decoder::Decode, updates::encoder::Encode,
+};
+use yrs_websocket::{
+    awareness::{self, AwarenessEntry},
+    message::Message,
+    update::{ClientId, Update},
+};
+use yrs_websocket_rfc6455::{self as rfc6455, ClientHandshake, ClientRequest, HandshakeLimits, Role};
+
+use crate::{
+    Violation,
+    disk::{Content, scan},
+    network::LinkId,
+    random::Random,
+};
+
+/// The client's end of a connection.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) link: LinkId,
+    pub(crate) layer: Layer,
+    /// What does not fit into the pipe yet.
+    pub(crate) out: VecDeque<u8>,
+    pub(crate) last_message: Duration,
+    pub(crate) synced: bool,
+    /// Reads nothing until then.
+    pub(crate) asleep_until: Duration,
+}
+
+#[derive(Debug)]
+pub(crate) enum Layer {
+    Handshake(Box<ClientHandshake>),
+    Open(Box<rfc6455::Connection>),
+    /// The close frame was read; nothing may follow.
+    Closed,
+}
+
+/// What came of bytes that were read.
+pub(crate) enum Heard {
+    Open,
+    Frame(Bytes),
+    Refused(u16),
+    /// The code and the reason of the close frame.
+    Closed(Option<(u16, String)>),
+}
+
+impl Session {
+    pub(crate) fn new(link: LinkId, target: String, random: &mut Random, now: Duration) -> Self {
+        let request =
+            ClientRequest { host: "sim".into(), target, subprotocols: Vec::new(), headers: Vec::new() };
+        let handshake = ClientHandshake::new(request, HandshakeLimits::default(), random.next())
+            .expect("the names of rooms are plain");
+        let mut out = VecDeque::new();
+        out.extend(handshake.request().iter());
+        let layer = Layer::Handshake(Box::new(handshake));
+        Self { link, layer, out, last_message: now, synced: false, asleep_until: Duration::ZERO }
+    }
+
+    /// Reads bytes of the server.
+    pub(crate) fn read(
+        &mut self,
+        now: Instant,
+        mask_seed: u64,
+        mut bytes: Vec<u8>,
+    ) -> Result<Vec<Heard>, Violation> {
+        let mut heard = Vec::new();
+        if let Layer::Handshake(handshake) = &mut self.layer {
+            match handshake.receive(&bytes) {
+                Ok(None) => return Ok(heard),
+                Ok(Some(upgraded)) => {
+                    let config = rfc6455::Config { ping_interval: None, ..rfc6455::Config::default() };
+                    let connection = rfc6455::Connection::new(Role::Client { mask_seed }, config, now);
+                    self.layer = Layer::Open(Box::new(connection));
+                    bytes = upgraded.into_rest();
+                    heard.push(Heard::Open);
+                }
+                Err(rfc6455::ClientHandshakeError::Refused { status, .. }) => {
+                    heard.push(Heard::Refused(status));
+                    return Ok(heard);
+                }
+                Err(error) => return Err(Violation::new("the upgrade is right", error)),
+            }
+        }
+        let mut input = &mut bytes[..];
+        while let Layer::Open(connection) = &mut self.layer {
+            match connection.receive(now, &mut input) {
+                Some(rfc6455::Event::Binary(frame)) => heard.push(Heard::Frame(frame)),
+                Some(rfc6455::Event::Ping(_) | rfc6455::Event::Pong(_)) => {}
+                Some(rfc6455::Event::Text(_)) => {
+                    return Err(Violation::new("frames are binary", "a text frame"));
+                }
+                Some(rfc6455::Event::Closed(closed)) => {
+                    self.flush();
+                    self.layer = Layer::Closed;
+                    heard.push(Heard::Closed(match closed {
+                        rfc6455::Closed::ByPeer(frame) | rfc6455::Closed::ByUs(frame) => {
+                            frame.map(|frame| (frame.code.into(), frame.reason.as_str().to_owned()))
+                        }
+                        rfc6455::Closed::Violation(violation) => {
+                            return Err(Violation::new("the server keeps RFC 6455", violation));
+                        }
+                        rfc6455::Closed::CloseTimeout | rfc6455::Closed::PongTimeout => None,
+                    }));
+                    break;
+                }
+                None => break,
+            }
+        }
+        if matches!(self.layer, Layer::Closed) && !input.is_empty() {
+            return Err(Violation::new("no frame after the close", format!("{} bytes", input.len())));
+        }
+        self.flush();
+        Ok(heard)
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(&self.layer, Layer::Open(connection) if connection.is_open())
+    }
+
+    pub(crate) fn send(&mut self, frame: &[u8]) {
+        if let Layer::Open(connection) = &mut self.layer {
+            connection.send_binary(frame);
+        }
+        self.flush();
+    }
+
+    pub(crate) fn close(&mut self, now: Instant) {
+        if let Layer::Open(connection) = &mut self.layer {
+            connection.close(now, rfc6455::CloseCode::NORMAL, "");
+        }
+        self.flush();
+    }
+
+    fn flush(&mut self) {
+        if let Layer::Open(connection) = &mut self.layer {
+            while let Some(output) = connection.next_output() {
+                self.out.extend(output.iter());
+            }
+        }
+    }
+}
+
+/// One tab of an editor.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) room: usize,
+    /// Changes nothing, and the server would not let it.
+    pub(crate) viewer: bool,
+    /// Shows no presence.
+    pub(crate) shy: bool,
+    pub(crate) doc: Doc,
+    pub(crate) id: ClientId,
+    pub(crate) presence: Presence,
+    pub(crate) session: Option<Session>,
+    /// Does not come back before.
+    pub(crate) away_until: Duration,
+    pub(crate) failures: u32,
+    /// What it wrote under this id.
+    pub(crate) made: Content,
+    /// What the server has acknowledged of that.
+    pub(crate) acknowledged: Content,
+}
+
+impl Client {
+    pub(crate) fn new(room: usize, viewer: bool, shy: bool, random: &mut Random, now: Duration) -> Self {
+        let id = new_id(random);
+        Self {
+            room,
+            viewer,
+            shy,
+            doc: document(id),
+            id,
+            presence: Presence::new(id, shy, now),
+            session: None,
+            away_until: Duration::ZERO,
+            failures: 0,
+            made: Content::default(),
+            acknowledged: Content::default(),
+        }
+    }
+
+    /// The page is loaded anew: what was not sent is gone.
+    pub(crate) fn forget(&mut self, random: &mut Random, now: Duration) {
+        *self = Self::new(self.room, self.viewer, self.shy, random, now);
+    }
+
+    /// What a stock client says when its connection opens.
+    pub(crate) fn greeting(&self) -> Vec<Bytes> {
+        let state_vector = self.doc.transact().state_vector().encode_v1();
+        let mut frames = vec![Message::SyncStep1(state_vector.into()).encode()];
+        frames.extend(self.presence.encode(&BTreeSet::from([self.id]), true));
+        frames
+    }
+
+    /// Takes a frame; gives back the answers, and the update in it.
+    pub(crate) fn receive(
+        &mut self,
+        now: Duration,
+        frame: &Bytes,
+        answers: &mut Vec<Bytes>,
+    ) -> Result<Option<Update>, Violation> {
+        // Up to 3.1 only the first message of a frame is read.
+        let mut messages = Message::decode(frame);
+        let message = messages.next().unwrap_or(Err(yrs_websocket::message::MessageError::Truncated));
+        let message = message.map_err(|error| Violation::new("frames are well-formed", error))?;
+        if messages.next().is_some() {
+            return Err(Violation::new("one message per frame", "there are two"));
+        }
+        match message {
+            Message::SyncStep1(state_vector) => {
+                let known = yrs::StateVector::decode_v1(&state_vector)
+                    .map_err(|error| Violation::new("state vectors decode", error))?;
+                let update = self.doc.transact().encode_state_as_update_v1(&known);
+                answers.push(Message::SyncStep2(update.into()).encode());
+            }
+            Message::SyncStep2(update) => {
+                if let Some(session) = &mut self.session {
+                    session.synced = true;
+                }
+                return self.apply(update).map(Some);
+            }
+            Message::Update(update) => return self.apply(update).map(Some),
+            Message::Awareness(update) => {
+                let entries = awareness::decode(&update, 100)
+                    .map_err(|error| Violation::new("awareness is well-formed", error))?;
+                let changed = self.presence.apply(now, entries);
+                answers.extend(self.presence.encode(&changed, false));
+            }
+            Message::QueryAwareness => {
+                let all = self.presence.entries.keys().copied().collect();
+                answers.extend(self.presence.encode(&all, true));
+            }
+            Message::PermissionDenied(_) => {
+                if !self.viewer {
+                    return Err(Violation::new("writers are not denied", "permission denied"));
+                }
+            }
+            Message::Unknown { tag, .. } => {
+                return Err(Violation::new("only messages that clients know", tag));
+            }
+        }
+        Ok(None)
+    }
+
+    fn apply(&mut self, bytes: Bytes) -> Result<Update, Violation> {
+        let update = scan(bytes.clone()).map_err(|error| Violation::new("updates scan", error))?;
+        let decoded =
+            yrs::Update::decode_v1(&bytes).map_err(|error| Violation::new("updates decode in yrs", error))?;
+        self.doc
+            .transact_mut()
+            .apply_update(decoded)
+            .map_err(|error| Violation::new("updates apply in yrs", error))?;
+        Ok(update)
+    }
+
+    /// Changes the document in some way.
+    pub(crate) fn edit(&mut self, random: &mut Random) -> Option<Bytes> {
+        let bytes = edit(&self.doc, random)?;
+        let update = scan(bytes.clone()).expect("yrs writes updates that scan");
+        self.made.add(&update);
+        Some(bytes)
+    }
+
+    /// What it wrote and finds in an update.
+    pub(crate) fn own_part_of(&self, update: &Update) -> Content {
+        let mut heard = Content::default();
+        heard.add(update);
+        let not_heard = heard.missing_of(&self.made);
+        not_heard.missing_of(&self.made)
+    }
+
+    /// The document as a value that can be compared.
+    pub(crate) fn value(&self) -> String {
+        value(&self.doc)
+    }
+}
+
+/// Presence as `y-protocols/awareness.js` keeps it.
+#[derive(Debug)]
+pub(crate) struct Presence {
+    id: ClientId,
+    pub(crate) entries: BTreeMap<ClientId, Entry>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    pub(crate) clock: u32,
+    pub(crate) state: Option<Bytes>,
+    updated: Duration,
+}
+
+impl Presence {
+    fn new(id: ClientId, shy: bool, now: Duration) -> Self {
+        let mut presence = Self { id, entries: BTreeMap::new() };
+        presence.entries.insert(id, Entry { clock: 0, state: None, updated: now });
+        if !shy {
+            presence.set(now, Bytes::from(format!("{{\"user\":{}}}", id.get())));
+        }
+        presence
+    }
+
+    pub(crate) fn set(&mut self, now: Duration, state: Bytes) {
+        let own = self.entries.get_mut(&self.id).expect("it is put in at the start");
+        *own = Entry { clock: own.clock.saturating_add(1), state: Some(state), updated: now };
+    }
+
+    /// `applyAwarenessUpdate`; says whose entries an `update` event would name.
+    fn apply(&mut self, now: Duration, entries: Vec<AwarenessEntry>) -> BTreeSet<ClientId> {
+        let mut changed = BTreeSet::new();
+        for AwarenessEntry { client, mut clock, state } in entries {
+            let known = self.entries.get(&client);
+            let was_known = known.is_some();
+            let current = known.map_or(0, |known| known.clock);
+            let is_present = known.is_some_and(|known| known.state.is_some());
+            if current < clock || (current == clock && state.is_none() && is_present) {
+                let mut new = state.clone();
+                if state.is_none() && client == self.id && is_present {
+                    // Never let a remote client remove the local state: say that it is still there.
+                    clock = clock.saturating_add(1);
+                    new = known.and_then(|known| known.state.clone());
+                }
+                self.entries.insert(client, Entry { clock, state: new, updated: now });
+                if state.is_some() || was_known {
+                    changed.insert(client);
+                }
+            }
+        }
+        changed
+    }
+
+    /// The check of every 3 s: renews the own entry, drops those of others that are not renewed.
+    pub(crate) fn check(&mut self, now: Duration) -> BTreeSet<ClientId> {
+        let mut changed = BTreeSet::new();
+        let own = self.entries[&self.id].clone();
+        if let Some(state) = own.state
+            && now >= own.updated + Duration::from_secs(15)
+        {
+            self.set(now, state);
+            changed.insert(self.id);
+        }
+        for (client, entry) in &mut self.entries {
+            if *client != self.id && entry.state.is_some() && now >= entry.updated + Duration::from_secs(30) {
+                entry.state = None;
+                changed.insert(*client);
+            }
+        }
+        changed
+    }
+
+    /// The connection is gone, and with it everybody else.
+    pub(crate) fn disconnected(&mut self) {
+        for (client, entry) in &mut self.entries {
+            if *client != self.id {
+                entry.state = None;
+            }
+        }
+    }
+
+    pub(crate) fn encode(&self, clients: &BTreeSet<ClientId>, present_only: bool) -> Option<Bytes> {
+        let entries: Vec<_> = clients
+            .iter()
+            .filter_map(|client| Some((*client, self.entries.get(client)?)))
+            .filter(|(_, entry)| !present_only || entry.state.is_some())
+            .map(|(client, entry)| (client, entry.clock, entry.state.as_ref()))
+            .collect();
+        let any = !entries.is_empty();
+        any.then(|| Message::Awareness(awareness::encode(entries.into_iter())).encode())
+    }
+
+    /// Who is here, and with what.
+    pub(crate) fn present(&self) -> BTreeMap<ClientId, Bytes> {
+        let present = self.entries.iter().filter_map(|(id, entry)| Some((*id, entry.state.clone()?)));
+        present.collect()
+    }
+
+    pub(crate) fn leave(&mut self) -> Option<Bytes> {
+        let own = self.entries.get_mut(&self.id)?;
+        own.state.take()?;
+        own.clock += 1;
+        self.encode(&BTreeSet::from([self.id]), false)
+    }
+}
+
+/// Somebody who means harm, or does not know better.
+#[derive(Debug)]
+pub(crate) struct Hostile {
+    pub(crate) room: usize,
+    doc: Doc,
+    pub(crate) session: Option<Session>,
+    pub(crate) away_until: Duration,
+    /// Own updates that were not sent when they were made.
+    held: Vec<Bytes>,
+    /// Frames of others, to be sent once more.
+    pub(crate) heard: VecDeque<Bytes>,
+}
+
+impl Hostile {
+    pub(crate) fn new(room: usize, random: &mut Random) -> Self {
+        Self {
+            room,
+            doc: document(new_id(random)),
+            session: None,
+            away_until: Duration::ZERO,
+            held: Vec::new(),
+            heard: VecDeque::new(),
+        }
+    }
+
+    pub(crate) fn hear(&mut self, frame: Bytes) {
+        self.heard.push_back(frame);
+        if self.heard.len() > 20 {
+            self.heard.pop_front();
+        }
+    }
+
+    /// Frames that are not as they should be.
+    pub(crate) fn act(
+        &mut self,
+        attack: Attack,
+        victims: &[(ClientId, u32)],
+        random: &mut Random,
+    ) -> Vec<Bytes> {
+        match attack {
+            Attack::Garbage => {
+                let bytes: Vec<u8> = (0..random.between(0, 40)).map(|_| random.next() as u8).collect();
+                // By chance it might mean something, and mean two things under one id.
+                let harmless = Message::decode(&Bytes::from(bytes.clone())).all(|message| match message {
+                    Ok(Message::Update(update) | Message::SyncStep2(update)) => {
+                        scan(update).is_ok_and(|update| update.is_empty())
+                    }
+                    _ => true,
+                });
+                harmless.then(|| Bytes::from(bytes)).into_iter().collect()
+            }
+            Attack::Truncated => {
+                let frame = match self.heard.len() {
+                    0 => edit(&self.doc, random).map(|update| Message::Update(update).encode()),
+                    len => self.heard.get(random.index(len)).cloned(),
+                };
+                frame.into_iter().map(|frame| frame.slice(..random.index(frame.len()))).collect()
+            }
+            Attack::Replay => {
+                let count = random.between(1, 8) as usize;
+                let len = self.heard.len();
+                if len == 0 {
+                    return Vec::new();
+                }
+                let mut frames: Vec<_> = (0..count).map(|_| self.heard[random.index(len)].clone()).collect();
+                // Several messages in one frame are allowed.
+                if random.permille(300) && !frames.is_empty() {
+                    frames = vec![frames.concat().into()];
+                }
+                frames
+            }
+            Attack::Shuffle => {
+                for _ in 0..random.between(1, 5) {
+                    self.held.extend(edit(&self.doc, random));
+                }
+                let mut frames = Vec::new();
+                // Some stay behind, for a time or for ever.
+                for _ in 0..random.index(self.held.len() + 1) {
+                    let update = self.held.swap_remove(random.index(self.held.len()));
+                    let times = if random.permille(200) { 2 } else { 1 };
+                    frames.extend((0..times).map(|_| Message::Update(update.clone()).encode()));
+                }
+                frames
+            }
+            Attack::Forge => {
+                let mut entries = Vec::new();
+                for &(client, clock) in victims {
+                    if random.permille(500) {
+                        let state = random.permille(500).then(|| Bytes::from_static(b"{\"forged\":true}"));
+                        entries.push((client, clock, state));
+                    }
+                }
+                let shift = random.between(0, 6) as u32;
+                let entries =
+                    entries.iter().map(|(client, clock, state)| (*client, clock + shift, state.as_ref()));
+                let entries: Vec<_> = entries.collect();
+                vec![Message::Awareness(awareness::encode(entries.into_iter())).encode()]
+            }
+            Attack::Questions => {
+                let count = random.between(10, 400) as usize;
+                let empty = Message::SyncStep1(Bytes::from_static(&[0])).encode();
+                let frames = [empty, Message::QueryAwareness.encode()];
+                (0..count).map(|_| frames[random.index(2)].clone()).collect()
+            }
+        }
+    }
+}
+
+/// What a hostile client does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Attack {
+    Garbage,
+    Truncated,
+    Replay,
+    Shuffle,
+    Forge,
+    Questions,
+}
+
+fn new_id(random: &mut Random) -> ClientId {
+    ClientId::new(random.next() >> 32).expect("32 bits are less than 53")
+}
+
+pub(crate) fn document(id: ClientId) -> Doc {
+    let mut options = Options::with_guid_and_client_id("sim".into(), yrs::ClientID::new(id.get()));
+    options.offset_kind = OffsetKind::Utf16;
+    Doc::with_options(options)
+}
+
+/// Changes a document in one transaction; says what was changed, unless that is nothing.
+pub(crate) fn edit(doc: &Doc, random: &mut Random) -> Option<Bytes> {
+    let text = doc.get_or_insert_text("text");
+    let map = doc.get_or_insert_map("map");
+    let array = doc.get_or_insert_array("array");
+    let mut transaction = doc.transact_mut();
+    for _ in 0..if random.permille(200) { random.between(2, 4) } else { 1 } {
+        edit_once(&mut transaction, &text, &map, &array, random);
+    }
+    let update = transaction.encode_update_v1();
+    drop(transaction);
+    (update.as_slice() != [0, 0]).then(|| update.into())
+}
+
+pub(crate) fn edit_once(
+    transaction: &mut yrs::TransactionMut<'_>,
+    text: &yrs::TextRef,
+    map: &yrs::MapRef,
+    array: &yrs::ArrayRef,
+    random: &mut Random,
+) {
+    match random.below(10) {
+        0..=3 => insert_text(transaction, text, random),
+        4 => {
+            let places = char_places(&text.get_string(transaction));
+            if places.len() > 1 {
+                let from = random.index(places.len() - 1);
+                let to = (from + 1 + random.index(8)).min(places.len() - 1);
+                text.remove_range(transaction, places[from], places[to] - places[from]);
+            }
+        }
+        5 => {
+            let key = format!("k{}", random.below(5));
+            if random.permille(300) {
+                map.remove(transaction, &key);
+            } else {
+                map.insert(transaction, key, random.below(1000) as f64);
+            }
+        }
+        6 => {
+            let len = array.len(transaction);
+            if len > 0 && random.permille(400) {
+                let from = random.index(len as usize) as u32;
+                array.remove_range(transaction, from, 1.max((len - from).min(random.below(3) as u32)));
+            } else {
+                let at = random.below(u64::from(len) + 1) as u32;
+                array.insert_range(transaction, at, [Any::from(random.below(100) as f64), Any::Null]);
+            }
+        }
+        7 => {
+            let key = format!("n{}", random.below(3));
+            match map.get(transaction, &key) {
+                Some(Out::YText(nested)) => insert_text(transaction, &nested, random),
+                Some(Out::YMap(nested)) => {
+                    nested.insert(transaction, format!("{}", random.below(3)), "v");
+                }
+                Some(Out::YArray(nested)) => {
+                    nested.push_back(transaction, true);
+                }
+                _ => match random.below(3) {
+                    0 => drop(map.insert(transaction, key, TextPrelim::new("nested"))),
+                    1 => drop(map.insert(transaction, key, MapPrelim::default())),
+                    _ => drop(map.insert(transaction, key, ArrayPrelim::default())),
+                },
+            }
+        }
+        8 => {
+            let places = char_places(&text.get_string(transaction));
+            if places.len() > 1 {
+                let from = random.index(places.len() - 1);
+                let to = (from + 1 + random.index(5)).min(places.len() - 1);
+                let on = if random.permille(600) { Any::Bool(true) } else { Any::Null };
+                let attributes = [(Arc::from("bold"), on)].into();
+                text.format(transaction, places[from], places[to] - places[from], attributes);
+            }
+        }
+        _ => {
+            let len = array.len(transaction);
+            let at = random.below(u64::from(len) + 1) as u32;
+            array.insert(transaction, at, TextPrelim::new("in an array"));
+        }
+    }
+}
+
+fn insert_text(transaction: &mut yrs::TransactionMut<'_>, text: &yrs::TextRef, random: &mut Random) {
+    let places = char_places(&text.get_string(transaction));
+    // Mostly at the end, as people type.
+    let place = if random.permille(500) { places.len() - 1 } else { random.index(places.len()) };
+    let chunk = match random.below(4) {
+        0 => "\u{1f600}é",
+        1 => "hello ",
+        _ => ["a", "b", "c", "d"][random.index(4)],
+    };
+    text.insert(transaction, places[place], chunk);
+}
+
+/// The places in a text, as Yjs counts, at which no character is cut.
+fn char_places(text: &str) -> Vec<u32> {
+    let mut places = vec![0];
+    let mut at = 0;
+    for char in text.chars() {
+        at += char.len_utf16() as u32;
+        places.push(at);
+    }
+    places
+}
+
+/// What a document says, with sorted keys.
+pub(crate) fn value(doc: &Doc) -> String {
+    let text = doc.get_or_insert_text("text");
+    let map = doc.get_or_insert_map("map");
+    let array = doc.get_or_insert_array("array");
+    let transaction = doc.transact();
+    let mut out = String::new();
+    for chunk in text.diff(&transaction, yrs::types::text::YChange::identity) {
+        let attributes: BTreeMap<_, _> = chunk
+            .attributes
+            .map(|attributes| {
+                attributes.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
+            })
+            .unwrap_or_default();
+        out.push_str(&format!("{}{attributes:?}", chunk.insert.to_string(&transaction)));
+    }
+    write_any(&mut out, &map.to_json(&transaction));
+    write_any(&mut out, &array.to_json(&transaction));
+    let state: BTreeMap<_, _> =
+        transaction.state_vector().iter().map(|(client, clock)| (client.get(), *clock)).collect();
+    out.push_str(&format!("\n{state:?}"));
+    out
+}
+
+fn write_any(out: &mut String, any: &Any) {
+    match any {
+        Any::Array(items) => {
+            out.push('[');
+            items.iter().for_each(|item| {
+                write_any(out, item);
+                out.push(',');
+            });
+            out.push(']');
+        }
+        Any::Map(entries) => {
+            let entries: BTreeMap<_, _> = entries.iter().collect();
+            out.push('{');
+            for (key, value) in entries {
+                out.push_str(&format!("{key}:"));
+                write_any(out, value);
+                out.push(',');
+            }
+            out.push('}');
+        }
+        _ => out.push_str(&any.to_string()),
+    }
+}
+
+/// Takes up to so many bytes off the front of a queue.
+pub(crate) fn take_front(queue: &mut VecDeque<u8>, len: usize) -> Vec<u8> {
+    let rest = queue.split_off(len.min(queue.len()));
+    mem::replace(queue, rest).into()
+}
