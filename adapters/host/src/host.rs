@@ -325,7 +325,7 @@ impl<S: Socket> Host<S> {
     }
 
     /// Gives the core an input of the application's own, such as
-    /// [`Input::AccessChanged`](yrs_websocket::Input::AccessChanged).
+    /// [`Input::AccessChanged`].
     pub fn input(&mut self, now: Instant, input: Input) {
         self.handle(now, input);
         self.flush(now);
