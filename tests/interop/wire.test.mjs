@@ -68,8 +68,10 @@ describe('frames', { timeout: 60_000 }, () => {
     for (const kind of ['step1', 'step2', 'update', 'awareness']) await wire.frame(kind, isKind(kind))
     const late = await Wire.connect(server, 'several')
     late.send(message.step1(), message.step1(), hex('03'))
-    await until('two answers', () => late.frames.filter(isKind('step2')).length === 2)
-    await late.frame('presence', isKind('awareness'))
+    // Presence comes with the greeting, and as the answer to the last message.
+    await until('the last answer', () => late.frames.filter(isKind('awareness')).length === 2)
+    // An answer may be as long as the document: a frame gets one, however often it asks.
+    assert.equal(late.frames.filter(isKind('step2')).length, 1)
     // `messages` is strict: nothing is left over and each kind is known.
     for (const frame of [...wire.frames, ...late.frames]) assert.equal(messages(frame).length, 1, frame.toString('hex'))
   })
