@@ -876,7 +876,10 @@ impl Room {
         frames.push(main.encode());
         let version = self.journal.version();
         self.answers.retain(|answer| answer.version == version);
-        self.answers.truncate(ANSWERS_MAX - 1);
+        let len = |answer: &Answer| answer.frames.iter().map(Bytes::len).sum::<usize>();
+        if self.answers.len() == ANSWERS_MAX || self.answers.iter().map(len).sum::<usize>() > ANSWERS_BYTES_MAX {
+            self.answers.clear();
+        }
         let Question { known, is_step1, after: _ } = question;
         self.answers.push(Answer { version, known, is_step1, frames: frames.clone() });
         frames
@@ -1398,6 +1401,10 @@ const LOADING_FRAME_COST: usize = 64;
 
 /// Encoded answers that are kept for others who ask the same.
 const ANSWERS_MAX: usize = 4;
+
+/// Where kept answers are longer than this together, the next one takes their place: the longest that is
+/// kept beyond it is one answer, which is at most the document.
+const ANSWERS_BYTES_MAX: usize = 1 << 20;
 
 /// A snapshot of so many bytes is worth one more update in the tail before it is squashed again.
 const SQUASH_BYTES_PER_UPDATE: usize = 128;

@@ -194,7 +194,8 @@ export class Client {
 
   release (update) { this.provider.ws.pass(update) }
   disconnect () { this.provider.disconnect() }
-  connect () { this.provider.connect() }
+  /** Comes back. Not once destroyed: a stock provider would, and would then try for ever. */
+  connect () { if (clients.has(this)) this.provider.connect() }
 
   /** Ends the connection without a close frame, as a pulled cable does, and stays away. */
   cut () {
