@@ -88,8 +88,10 @@
 //! 2. **The store is first-in first-out per room**, so a load behind an unload sees everything. At
 //!    most one write per room is outstanding.
 //! 3. **Durable echo.** Peers get an edit at once, its author gets it back only after
-//!    [`Input::Stored`]; a SyncStep2 that might carry the asker's own unstored edit waits as well. See
-//!    [`Echo`].
+//!    [`Input::Stored`]: no frame says earlier that it is stored. After a crash of the server somebody else may
+//!    bring an edit back to its author: until a peer has said and sent what it has, what may be its own
+//!    waits for the store. Who waits for an answer gets nothing before it, so nobody gets an edit without
+//!    those it hangs on. See [`Echo`].
 //! 4. **A slow reader costs one state vector.** After [`Input::Congested`] nothing is emitted for it;
 //!    [`Input::Writable`] is answered with one diff and the presence that changed.
 //! 5. **Loading.** Frames for a room that is being loaded wait, up to a bound; a failed load closes

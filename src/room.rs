@@ -89,9 +89,20 @@ struct Peer {
     last_sent: Instant,
     congestion: Option<Congestion>,
     question: Option<Question>,
-    /// What it said it has beyond what the room had then. After a crash of the server it may be the
-    /// author of that, although somebody else brings it first.
-    beyond: StateVector,
+    past: Past,
+}
+
+/// What a peer may have made under an earlier connection, or before a crash of the server: somebody else
+/// may bring it first, and its author must not take that for the store's confirmation.
+#[derive(Debug)]
+enum Past {
+    /// It has not said what it has: it may have made anything.
+    Unknown,
+    /// It has said what it has, and may have made that; a state vector says nothing of deletes.
+    Has(StateVector),
+    /// It has sent what the room lacked: what comes after this change it has not made. But of what it has
+    /// beyond a gap in the room's clocks somebody else may bring another version.
+    Told { last_change: u64, beyond: StateVector },
 }
 
 /// What is remembered about a peer whose outbox is full, instead of what it misses.
@@ -235,7 +246,7 @@ impl Room {
             last_sent: now,
             congestion: None,
             question: None,
-            beyond: StateVector::default(),
+            past: Past::Unknown,
         };
         self.peers.insert(connection, peer);
         self.timers.unload = None;
@@ -588,7 +599,11 @@ impl Room {
                     // What answers the first holds what later ones of the same moment lack.
                     Ok(_) if mem::replace(&mut is_answered, true) => {}
                     Ok(known) => {
-                        self.note_state(connection, &known);
+                        if let Some(peer) = self.peers.get_mut(&connection)
+                            && !matches!(peer.past, Past::Told { .. })
+                        {
+                            peer.past = Past::Has(known.clone());
+                        }
                         let after = self.last_change_known_to(&known);
                         let question = Question { known, is_step1: true, after };
                         self.answer_or_wait(now, connection, question, out);
@@ -604,7 +619,11 @@ impl Room {
                 }
                 Message::SyncStep2(update) => {
                     // If this is not taken, it has no better answer: asking again would go on for ever.
-                    let _ = self.write(now, connection, update, frame.len(), None, out);
+                    if self.write(now, connection, update, frame.len(), None, out)
+                        && let Some(peer) = self.peers.get_mut(&connection)
+                    {
+                        peer.past.told(self.changes, self.journal.state_vector());
+                    }
                 }
                 Message::Awareness(update) => match awareness::decode(&update, self.config.depth_max) {
                     Ok(entries) => outdated.append(&mut self.announce(now, connection, entries, out)),
@@ -720,14 +739,17 @@ impl Room {
         let mut batch = mem::take(&mut self.batch);
         let Change { number: first_change, stands_alone, .. } = batch[0];
         let last_change = first_change + batch.len() as u64 - 1;
+        // Who is shown nothing of it before it is durable, or only the part that others made.
         let mut authors: SmallVec<[ConnectionId; 2]> =
             batch.iter().filter_map(|change| change.author).collect();
         if self.config.echo == Echo::Durable {
             for (&connection, peer) in &mut self.peers {
                 if batch.iter().any(|change| change.author != Some(connection) && peer.may_have_made(change))
                 {
-                    peer.last_change = last_change;
-                    authors.push(connection);
+                    peer.last_change = peer.last_change.max(last_change);
+                    if peer.question.is_none() {
+                        authors.push(connection);
+                    }
                 }
             }
         }
@@ -747,8 +769,8 @@ impl Room {
         let mut recipients = Recipients::default();
         for (&connection, peer) in &mut self.peers {
             let gets_all = immediate || authors.binary_search(&connection).is_err();
-            // An author that came back and asked: the answer, which waits for the store, carries all.
-            let waits = peer.question.as_ref().is_some_and(|question| question.after >= first_change);
+            // An answer that waits for the store will carry all.
+            let waits = peer.question.is_some() && peer.congestion.is_none();
             if gets_all && !waits && peer.offer(now, Due::Update) {
                 recipients.push(connection);
             }
@@ -770,8 +792,10 @@ impl Room {
 
     /// Sends the author of a part of the batch the rest of it: its own edits wait for the store.
     fn send_others(&mut self, now: Instant, author: ConnectionId, batch: &[Change], out: &mut Outputs) {
-        let Some(peer) = self.peers.get(&author) else { return };
-        let is_others = |change: &&Change| change.author != Some(author) && !peer.may_have_made(change);
+        let Some(peer) = self.peers.get(&author).filter(|peer| peer.question.is_none()) else { return };
+        let is_durable = self.config.echo == Echo::Durable;
+        let is_others =
+            |change: &&Change| change.author != Some(author) && !(is_durable && peer.may_have_made(change));
         let others: Vec<_> = batch.iter().filter(is_others).collect();
         let frame = match &others[..] {
             [] => return,
@@ -877,7 +901,9 @@ impl Room {
         let version = self.journal.version();
         self.answers.retain(|answer| answer.version == version);
         let len = |answer: &Answer| answer.frames.iter().map(Bytes::len).sum::<usize>();
-        if self.answers.len() == ANSWERS_MAX || self.answers.iter().map(len).sum::<usize>() > ANSWERS_BYTES_MAX {
+        if self.answers.len() == ANSWERS_MAX
+            || self.answers.iter().map(len).sum::<usize>() > ANSWERS_BYTES_MAX
+        {
             self.answers.clear();
         }
         let Question { known, is_step1, after: _ } = question;
@@ -888,32 +914,17 @@ impl Room {
     /// The last change that is not durable and that somebody with this state vector may have made, under
     /// an earlier connection perhaps: an answer must not tell it that it is stored. 0 if there is none.
     fn last_change_known_to(&self, known: &StateVector) -> u64 {
-        if self.config.echo != Echo::Durable || known.is_empty() {
+        if self.config.echo != Echo::Durable {
             return 0;
         }
         let batch = self.batch.iter().map(|change| (change.number, &change.update));
         let records = self.storage.records().map(|record| (record.last_change, &record.update));
-        let may_know = |update: &Update| {
-            // A state vector says nothing of deletes.
-            let has_deletes = update.deletes().next().is_some();
-            has_deletes || update.inserts().any(|(client, range)| known.clock(client) > range.start)
-        };
         batch
             .chain(records)
-            .filter(|(_, update)| may_know(update))
+            .filter(|(_, update)| knows_part_of(known, update))
             .map(|(number, _)| number)
             .max()
             .unwrap_or(0)
-    }
-
-    /// Remembers what a peer has that the room has not.
-    fn note_state(&mut self, connection: ConnectionId, known: &StateVector) {
-        let Some(peer) = self.peers.get_mut(&connection) else { return };
-        for (client, clock) in known.iter() {
-            if clock > self.journal.state_vector().clock(client).max(peer.beyond.clock(client)) {
-                peer.beyond.set(client, clock);
-            }
-        }
     }
 
     /// Whether the store has yet to confirm an edit by `connection`.
@@ -1153,8 +1164,13 @@ impl Room {
 impl Peer {
     /// Whether a change that somebody else brings may have been made here, under an earlier connection.
     fn may_have_made(&self, change: &Change) -> bool {
-        !self.beyond.is_empty()
-            && change.update.inserts().any(|(client, clocks)| self.beyond.clock(client) > clocks.start)
+        match &self.past {
+            Past::Unknown => true,
+            Past::Has(known) => knows_part_of(known, &change.update),
+            Past::Told { last_change, beyond } => {
+                change.number <= *last_change || knows_part_of_inserts(beyond, &change.update)
+            }
+        }
     }
 
     /// Marks that a frame is sent now; a congested peer is marked as having missed it instead.
@@ -1363,6 +1379,30 @@ fn refusal() -> Bytes {
 
 fn is_due(deadline: Option<Instant>, now: Instant) -> bool {
     deadline.is_some_and(|deadline| deadline <= now)
+}
+
+impl Past {
+    /// The peer has answered: the room is at `state` now, and all that the peer had is in it.
+    fn told(&mut self, last_change: u64, state: &StateVector) {
+        let mut beyond = StateVector::default();
+        if let Self::Has(known) | Self::Told { beyond: known, .. } = self {
+            for (client, clock) in known.iter().filter(|(client, clock)| *clock > state.clock(*client)) {
+                beyond.set(client, clock);
+            }
+        }
+        *self = Self::Told { last_change, beyond };
+    }
+}
+
+/// Whether somebody with this state vector may have something of an update: a state vector says nothing
+/// of deletes.
+fn knows_part_of(known: &StateVector, update: &Update) -> bool {
+    let has_deletes = update.deletes().next().is_some();
+    (has_deletes && !known.is_empty()) || knows_part_of_inserts(known, update)
+}
+
+fn knows_part_of_inserts(known: &StateVector, update: &Update) -> bool {
+    update.inserts().any(|(client, clocks)| known.clock(client) > clocks.start)
 }
 
 /// An instant so much later; delays beyond a year are a year.

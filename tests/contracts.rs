@@ -173,6 +173,53 @@ mod echo {
     }
 
     #[test]
+    fn who_has_not_said_what_it_has_gets_what_is_durable() {
+        // It is anybody's: 2 may have made it before a crash, and be on its way to say so.
+        let mut w = World::open(Config::default(), [1, 3]);
+        w.join(2);
+        let (a, b) = (text_insert(1, 0, "a"), text_insert(1, 1, "b"));
+        assert_eq!(w.frame(1, update(&a)), [send([3], update(&a)), append(1, &a[..])]);
+        assert_eq!(w.stored(1), [send([1, 2], update(&a))]);
+        // It asks before the next change, which is then not its own.
+        assert_eq!(w.frame(2, step1(&[(1, 1)])), [send([2], step2(NOTHING))]);
+        w.pass(10);
+        assert_eq!(w.frame(1, update(&b)), [send([2, 3], update(&b)), append(2, &b[..])]);
+    }
+
+    #[test]
+    fn an_author_of_deletes_to_whom_another_brings_them_after_a_crash_gets_them_once_they_are_stored() {
+        let mut w = World::open(Config::default(), [3]);
+        let abc = text_insert(1, 0, "abc");
+        w.frame(3, update(&abc));
+        w.stored(1);
+        w.pass(10);
+        let [of_1, of_2] = [text_delete(1, 0, 1), text_delete(1, 2, 1)];
+        w.join(1);
+        w.join(2);
+        for connection in [1, 2] {
+            w.frame(connection, step1(&[(1, 3)]));
+        }
+        assert_eq!(w.frame(2, step2(&of_1)), [send([3], update(&of_1)), append(2, &of_1[..])]);
+        assert_eq!(w.stored(2), [send([1, 2], update(&of_1))]);
+        // 1 has answered too: what comes now is not its own.
+        assert_eq!(w.frame(1, step2(&of_1)), []);
+        w.pass(10);
+        assert_eq!(w.frame(2, update(&of_2)), [send([1, 3], update(&of_2)), append(3, &of_2[..])]);
+    }
+
+    #[test]
+    fn who_waits_for_an_answer_gets_all_of_it_at_once() {
+        let mut w = World::open(Config::default(), [1, 2]);
+        let [a, b] = [(0, "a"), (1, "b")].map(|(clock, text)| text_insert(1, clock, text));
+        w.frame(1, update(&a));
+        // 2 has what is not yet stored, from an earlier connection.
+        assert_eq!(w.frame(2, step1(&[(1, 1)])), []);
+        w.pass(10);
+        assert_eq!(w.frame(1, update(&b)), []);
+        assert_eq!(w.stored(1), [send([1], update(&a)), append(2, &b[..]), send([2], step2(&b))]);
+    }
+
+    #[test]
     fn peers_get_an_edit_at_once_and_its_author_when_it_is_durable() {
         let mut w = World::open(Config::default(), [1, 2, 3]);
         let a = text_insert(1, 0, "a");
@@ -266,6 +313,7 @@ mod echo {
         w.pass(10);
         // Connection 2 may be the one who deleted, under another number.
         assert_eq!(w.frame(2, step1(&[(1, 6)])), []);
+        assert_eq!(w.frame(2, step2(NOTHING)), []);
         w.frame(1, update(text_delete(1, 1, 1)));
         // The first is durable, the second was there when connection 2 asked; the third was not.
         let out = w.stored(2);
@@ -484,15 +532,15 @@ mod loading {
             [
                 send([1], step1(&[(1, 1)])),
                 send([2], step1(&[(1, 1)])),
-                send([1], update(&b)),
+                // 1 has not yet said what it has when 2 brings this: it may be its own.
                 append(1, &b[..]),
-                send([1], step2(structs(&[(1, 0, &[first("a"), after(1, 0, "b")])], &[]))),
             ]
         );
         assert_eq!(
             w.stored(1),
             [
-                send([2], update(&b)),
+                send([1, 2], update(&b)),
+                send([1], step2(structs(&[(1, 0, &[first("a"), after(1, 0, "b")])], &[]))),
                 send([2], step2(structs(&[(1, 0, &[first("a"), after(1, 0, "b")])], &[])))
             ]
         );
@@ -1165,7 +1213,7 @@ mod access {
         assert_eq!(w.server.next_timeout(), expires_at);
         w.sleep(999);
         let a = text_insert(2, 0, "a");
-        assert_eq!(w.frame(2, update(&a)), [send([1, 3], update(&a)), append(1, &a[..])]);
+        assert_eq!(w.frame(2, update(&a)), [send([1], update(&a)), append(1, &a[..])]);
         w.sleep(1);
         assert_eq!(w.frame(2, update(text_insert(2, 1, "b"))), [close(2, 4401)]);
         assert_eq!(w.handle(Input::Timeout), [close(3, 4401)]);

@@ -86,13 +86,17 @@ impl World {
         }
     }
 
-    /// A world whose room `r` is open and empty, with these connections in it.
+    /// A world whose room `r` is open and empty, with these connections in it, who have said that they
+    /// have nothing.
     pub fn open<const N: usize>(config: Config, connections: [u64; N]) -> Self {
         let mut world = Self::new(config);
         for connection in connections {
             world.join(connection);
         }
         world.loaded(&[]);
+        for connection in connections {
+            world.frame(connection, Message::SyncStep1(Bytes::from_static(&[0])).encode());
+        }
         world.events.clear();
         world
     }

@@ -14,8 +14,12 @@ use yrs_websocket_host::{Next, Options};
 fn a_broadcast_is_framed_once_and_shared() {
     let mut world = World::new(Options::default());
     let (alice, _) = world.join("notes");
-    let (_, bob) = world.join("notes");
-    let (_, carol) = world.join("notes");
+    let [bob, carol] = [(); 2].map(|()| {
+        let (id, pipe) = world.join("notes");
+        world.send(id, STEP1);
+        pipe.take();
+        pipe
+    });
     let before = world.host.counters();
 
     let long = edit(1, &"x".repeat(20_000));
