@@ -125,6 +125,32 @@ fn a_dead_peer_is_pinged_and_dropped_with_its_presence() {
 }
 
 #[test]
+fn a_clock_that_steps_back_delays_the_ping_and_spins_nowhere() {
+    let mut options = Options::default();
+    options.config.keepalive = Duration::from_secs(1_000);
+    let mut world = World::new(options);
+    let (alice, pipe) = world.join("notes");
+    world.pass(Duration::from_secs(25));
+    // Back to the 5th second: her ping is due 30 s after what she says now, and not before.
+    world.now -= Duration::from_secs(20);
+    world.send(alice, STEP1);
+    assert_eq!(pipe.frames(), [Frame::binary(EMPTY_STEP2)]);
+    world.host.timeout(world.now);
+    world.pass(Duration::from_millis(29_999));
+    assert_eq!(pipe.frames(), []);
+    world.pass(Duration::from_millis(1));
+    assert_eq!(pipe.frames(), [Frame(0x89, vec![])]);
+    // Back behind her connecting: she is given up all the same, once it is as late as that again.
+    world.now -= Duration::from_secs(60);
+    world.host.timeout(world.now);
+    world.pass(Duration::from_millis(89_999));
+    assert_eq!(world.next(alice), RUN);
+    world.pass(Duration::from_millis(1));
+    assert_eq!(world.next(alice), Next::Drop);
+    assert_eq!((world.host.counters().connections, world.host.server().connections()), (0, 0));
+}
+
+#[test]
 fn a_text_message_is_refused_with_1003() {
     let mut world = World::new(Options::default());
     let (alice, pipe) = world.join("notes");
