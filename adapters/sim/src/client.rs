@@ -169,8 +169,6 @@ pub(crate) struct Client {
     pub(crate) failures: u32,
     /// What it wrote under this id.
     pub(crate) made: Content,
-    /// What the server has acknowledged of that.
-    pub(crate) acknowledged: Content,
 }
 
 impl Client {
@@ -187,7 +185,6 @@ impl Client {
             away_until: Duration::ZERO,
             failures: 0,
             made: Content::default(),
-            acknowledged: Content::default(),
         }
     }
 
@@ -271,14 +268,6 @@ impl Client {
         let update = scan(bytes.clone()).expect("yrs writes updates that scan");
         self.made.add(&update);
         Some(bytes)
-    }
-
-    /// What it wrote and finds in an update.
-    pub(crate) fn own_part_of(&self, update: &Update) -> Content {
-        let mut heard = Content::default();
-        heard.add(update);
-        let not_heard = heard.missing_of(&self.made);
-        not_heard.missing_of(&self.made)
     }
 
     /// The document as a value that can be compared.

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     fmt,
+    ops::Range,
     time::Duration,
 };
 
@@ -10,7 +11,7 @@ use bytes::Bytes;
 use yrs_websocket::{
     RoomName,
     journal::Squashed,
-    update::{IdSet, ScanRules, Update},
+    update::{ClientId, IdSet, ScanRules, Update},
 };
 use yrs_websocket_host::Completion;
 use yrs_websocket_store::{Request, Store, StoreError, Write};
@@ -60,19 +61,22 @@ impl Content {
 
     /// What `other` has and this has not.
     pub(crate) fn missing_of(&self, other: &Self) -> Self {
-        let missing = |have: &IdSet, want: &IdSet| {
-            let mut missing = IdSet::default();
-            for (client, clocks) in want.iter() {
-                for gap in have.gaps(client, clocks) {
-                    missing.insert(client, gap);
-                }
-            }
-            missing
-        };
         Self {
             inserts: missing(&self.inserts, &other.inserts),
             deletes: missing(&self.deletes, &other.deletes),
         }
+    }
+
+    /// What an update says that is in here.
+    pub(crate) fn common_with(&self, update: &Update) -> Self {
+        let mut common = Self::default();
+        for (client, clocks) in update.inserts() {
+            insert_common(&mut common.inserts, &self.inserts, client, clocks);
+        }
+        for (client, clocks) in update.deletes() {
+            insert_common(&mut common.deletes, &self.deletes, client, clocks);
+        }
+        common
     }
 
     /// Whether it says nothing.
@@ -90,6 +94,26 @@ impl fmt::Display for Content {
         }
         Ok(())
     }
+}
+
+/// What `want` has and `have` has not.
+pub(crate) fn missing(have: &IdSet, want: &IdSet) -> IdSet {
+    let mut missing = IdSet::default();
+    for (client, clocks) in want.iter() {
+        for gap in have.gaps(client, clocks) {
+            missing.insert(client, gap);
+        }
+    }
+    missing
+}
+
+fn insert_common(common: &mut IdSet, have: &IdSet, client: ClientId, clocks: Range<u64>) {
+    let mut from = clocks.start;
+    for gap in have.gaps(client, clocks.clone()) {
+        common.insert(client, from..gap.start);
+        from = gap.end;
+    }
+    common.insert(client, from..clocks.end);
 }
 
 /// Scans with the rules of the server.
@@ -139,6 +163,8 @@ struct Pending {
     room: RoomName,
     request: Option<Request<Squashed>>,
     completion: Option<Completion>,
+    /// What an append added.
+    appended: Content,
 }
 
 /// When to come back to a request: to perform it, and to answer it.
@@ -190,7 +216,13 @@ impl Disk {
         book.last_done = answered;
         self.next += 1;
         let room = room.clone();
-        self.pending.push_back(Pending { id: self.next, room, request: Some(request), completion: None });
+        self.pending.push_back(Pending {
+            id: self.next,
+            room,
+            request: Some(request),
+            completion: None,
+            appended: Content::default(),
+        });
         Ok(Schedule { id: self.next, performed, answered })
     }
 
@@ -233,6 +265,7 @@ impl Disk {
                         let update =
                             scan(update).map_err(|error| Violation::new("stored updates scan", error))?;
                         book.content.add(&update);
+                        self.pending[index].appended.add(&update);
                         if self.random.permille(self.mood.false_errors) {
                             Some(Completion::Failed { room, seq, error: error() })
                         } else {
@@ -274,7 +307,8 @@ impl Disk {
     /// Answers a request.
     pub(crate) fn answer(&mut self, id: u64) -> Option<Completion> {
         let index = self.pending.iter().position(|pending| pending.id == id)?;
-        let completion = self.pending.remove(index)?.completion?;
+        let Pending { completion, appended, .. } = self.pending.remove(index)?;
+        let completion = completion?;
         let room = match &completion {
             Completion::Loaded { room, .. } | Completion::LoadFailed { room, .. } => room,
             Completion::Stored { room, .. } => room,
@@ -285,7 +319,7 @@ impl Disk {
         match &completion {
             Completion::Stored { seq, .. } => {
                 book.durable = *seq;
-                book.confirmed = book.content.clone();
+                book.confirmed.union(&appended);
             }
             Completion::LoadFailed { .. } => book.is_open = false,
             Completion::Loaded { .. } | Completion::Compacted { .. } | Completion::Failed { .. } => {}
