@@ -596,15 +596,18 @@ pub(crate) fn edit_once(
 }
 
 fn insert_text(transaction: &mut yrs::TransactionMut<'_>, text: &yrs::TextRef, random: &mut Random) {
-    let places = char_places(&text.get_string(transaction));
     // Mostly at the end, as people type.
-    let place = if random.permille(500) { places.len() - 1 } else { random.index(places.len()) };
+    let place = if random.permille(500) {
+        text.len(transaction)
+    } else {
+        random.pick(&char_places(&text.get_string(transaction)))
+    };
     let chunk = match random.below(4) {
         0 => "\u{1f600}é",
         1 => "hello ",
         _ => ["a", "b", "c", "d"][random.index(4)],
     };
-    text.insert(transaction, places[place], chunk);
+    text.insert(transaction, place, chunk);
 }
 
 /// The places in a text, as Yjs counts, at which no character is cut.

@@ -123,6 +123,8 @@ pub struct Plan {
     pub hostile: usize,
     /// How long things may fail.
     pub storm: Duration,
+    /// About the time between two edits of a client, and between two occasions for a fault.
+    pub beat: Duration,
     /// Which faults exist, and how often they come, per mille of their occasions.
     pub faults: BTreeMap<Fault, u32>,
 }
@@ -140,12 +142,17 @@ impl Plan {
                 faults.insert(fault, rate);
             }
         }
+        // Mostly small worlds: many of them find more than a few large ones in the same time. But some delays
+        // are long, and some trouble takes long to brew.
+        let storm = Duration::from_secs(random.pick(&[2, 2, 5, 5, 15, 15, 40, 100]));
+        let beats = random.pick(&[10, 10, 10, 25, 25, 25, 60, 60, 150]);
         Self {
             seed,
             rooms: random.pick(&[1, 1, 1, 2, 3]),
-            clients: random.between(1, 6) as usize,
-            hostile: random.between(0, 2) as usize,
-            storm: Duration::from_secs(random.pick(&[5, 15, 40, 100])),
+            clients: random.pick(&[1, 2, 2, 2, 3, 3, 4, 6]),
+            hostile: random.pick(&[0, 0, 1, 1, 2]),
+            storm,
+            beat: storm / beats,
             faults,
         }
     }
@@ -158,7 +165,7 @@ impl Plan {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { seed, rooms, clients, hostile, storm, faults } = self;
+        let Self { seed, rooms, clients, hostile, storm, beat: _, faults } = self;
         let drawn = Self::new(*seed);
         write!(f, "--seed {seed}")?;
         for (name, is, was) in [

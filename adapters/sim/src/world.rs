@@ -222,18 +222,18 @@ impl<'a> World<'a> {
         self.trace.line(self.now, format_args!("plan {}", self.plan));
         self.start();
         for index in 0..self.clients.len() {
-            let first = self.millis(0, 2000);
+            let first = self.up_to(Duration::from_secs(2), 4);
             self.at(first, Event::Connect(Who::Client(index)));
             self.at(first, Event::Edit(index));
             self.at(first, Event::Gesture(index));
             self.at(first, Event::Check(index));
         }
         for index in 0..self.hostiles.len() {
-            let first = self.millis(0, 3000);
+            let first = self.up_to(Duration::from_secs(3), 4);
             self.at(first, Event::Connect(Who::Hostile(index)));
             self.at(first, Event::Attack(index));
         }
-        self.at(Duration::from_millis(100), Event::Chaos);
+        self.at(self.plan.beat, Event::Chaos);
         self.run_until(self.plan.storm)?;
         self.heal()?;
         self.run_until(self.now + SETTLE)?;
@@ -263,6 +263,12 @@ impl<'a> World<'a> {
 
     fn millis(&mut self, low: u64, high: u64) -> Duration {
         Duration::from_micros(self.random.between(low * 1000, high * 1000))
+    }
+
+    /// A time up to `max`, and up to so many beats: what is over before the storm is leaves time for more.
+    fn up_to(&mut self, max: Duration, beats: u32) -> Duration {
+        let max = max.min(self.plan.beat * beats);
+        Duration::from_micros(self.random.between(1000, max.as_micros() as u64))
     }
 
     fn run_until(&mut self, end: Duration) -> Result<(), Violation> {
@@ -382,13 +388,13 @@ impl<'a> World<'a> {
         for link in links {
             self.cut(link);
         }
-        let back = self.millis(1, 4000);
+        let back = self.up_to(Duration::from_secs(4), 8);
         self.at(back, Event::Restart);
     }
 
     fn drain(&mut self) -> Result<(), Violation> {
         let now = self.instant();
-        let length = self.millis(10, 5000);
+        let length = self.up_to(Duration::from_secs(5), 10);
         let Some(host) = &mut self.host else { return Ok(()) };
         self.trace.line(self.now, format_args!("server drains within {length:?}"));
         host.drain(now, now + length);
@@ -638,7 +644,7 @@ impl<'a> World<'a> {
             target.push_str("&viewer");
         }
         if !self.calm && self.random.permille(self.plan.rate(Fault::Expiry)) {
-            let expires = self.now + self.millis(500, 20_000);
+            let expires = self.now + self.up_to(Duration::from_secs(20), 30);
             let _ = write!(target, "&expires={}", expires.as_micros());
         }
         self.next_link += 1;
@@ -907,7 +913,7 @@ impl<'a> World<'a> {
         if self.random.permille(self.plan.rate(Fault::ServerEdits)) {
             self.server_edit(room);
         }
-        let next = Duration::from_micros(self.edits.between(1, 30).pow(2) * 2000);
+        let next = self.plan.beat * self.edits.between(1, 30).pow(2) as u32 / 315;
         self.at(next, Event::Edit(index));
     }
 
@@ -950,7 +956,7 @@ impl<'a> World<'a> {
                 self.pump(link);
             }
         }
-        let next = Duration::from_micros(self.edits.between(1, 40).pow(2) * 8000);
+        let next = self.plan.beat * self.edits.between(1, 40).pow(2) as u32 / 80;
         self.at(next, Event::Gesture(index));
     }
 
@@ -1025,7 +1031,7 @@ impl<'a> World<'a> {
             }
             self.pump(link);
         }
-        let next = self.millis(100, 3000);
+        let next = self.plan.beat * self.random.between(100, 4000) as u32 / 1000;
         self.at(next, Event::Attack(index));
     }
 
@@ -1035,12 +1041,12 @@ impl<'a> World<'a> {
         if self.calm {
             return Ok(());
         }
-        let next = self.millis(50, 1000);
+        let next = self.plan.beat * self.random.between(100, 1900) as u32 / 1000;
         self.at(next, Event::Chaos);
         for fault in Fault::ALL {
             // Occasions are far more frequent than these should be.
             let rate = match fault {
-                Fault::Crash | Fault::Drain | Fault::Pause | Fault::Outage => self.plan.rate(fault) / 8,
+                Fault::Crash | Fault::Drain | Fault::Pause | Fault::Outage => self.plan.rate(fault) / 6,
                 _ => self.plan.rate(fault) / 3,
             };
             if rate > 0 && self.random.permille(rate.max(1)) {
@@ -1064,7 +1070,7 @@ impl<'a> World<'a> {
                 self.network.borrow_mut().half_open(link);
             }
             (Fault::Sleepy, Some(link)) => {
-                let until = self.now + self.millis(100, 70_000);
+                let until = self.now + self.up_to(Duration::from_secs(70), 100);
                 let who = self.links[&link];
                 if let Some(session) = self.session(who) {
                     session.asleep_until = until;
@@ -1072,7 +1078,7 @@ impl<'a> World<'a> {
                 self.trace.line(self.now, format_args!("{who:?} reads nothing until {until:?}"));
             }
             (Fault::Offline, _) => {
-                let length = self.millis(100, 20_000);
+                let length = self.up_to(Duration::from_secs(20), 30);
                 self.clients[index].away_until = self.now + length;
                 self.trace.line(self.now, format_args!("client {index} goes offline for {length:?}"));
                 self.abandon(index)?;
@@ -1096,7 +1102,7 @@ impl<'a> World<'a> {
                 client.forget(&mut self.random, self.now);
             }
             (Fault::Outage, _) => {
-                let length = self.millis(100, 15_000);
+                let length = self.up_to(Duration::from_secs(15), 20);
                 self.disk.mood.outage_until = self.now + length;
                 self.trace.line(self.now, format_args!("disk fails for {length:?}"));
             }
