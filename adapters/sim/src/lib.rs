@@ -38,6 +38,7 @@ mod disk;
 mod network;
 mod plan;
 mod random;
+mod trace;
 mod world;
 
 pub use checks::Violation;
