@@ -5,7 +5,7 @@
 //!
 //! * [`Store`] is what a place to keep documents must do. It blocks, so it is easy to write.
 //! * [`StoreThread`] runs a store on a thread of its own, and makes everything that waits for the disk
-//!   one transaction.
+//!   one transaction; [`GroupCommit`] is the same without the thread.
 //! * [`SqliteStore`] keeps documents in a SQLite database that the Python libraries read and write too.
 //! * [`MemoryStore`] keeps them until the process ends.
 //! * [`testing`] makes any store fail or wait when a test says so.
@@ -34,7 +34,7 @@ use yrs_websocket::RoomName;
 
 pub use memory::MemoryStore;
 pub use sqlite::{OpenError, SqliteStore};
-pub use thread::{Completion, Job, Request, StoreThread};
+pub use thread::{Completion, GroupCommit, Job, Request, StoreThread};
 
 /// Keeps the updates of rooms. Every call blocks until it is done.
 ///

@@ -60,8 +60,8 @@ impl<T: Copy + Send + 'static, D: Send + 'static> StoreThread<T, D> {
         on_done: impl FnMut(Vec<(T, Completion<D>)>) + Send + 'static,
     ) -> io::Result<Self> {
         let (queue, submitted) = mpsc::channel();
-        let rounds = Rounds { store, on_done, submitted, open: true, waiting: VecDeque::new() };
-        let thread = thread::Builder::new().name("yrs-store".into()).spawn(move || rounds.run())?;
+        let worker = Worker { work: GroupCommit::new(store), on_done, submitted, open: true };
+        let thread = thread::Builder::new().name("yrs-store".into()).spawn(move || worker.run())?;
         Ok(Self { queue, thread: Mutex::new(Some(thread)) })
     }
 
@@ -209,57 +209,80 @@ impl<D> Step<D> {
 }
 
 /// Is the state of the thread.
-struct Rounds<S, F, T, D> {
-    store: S,
+struct Worker<S, F, T, D> {
+    work: GroupCommit<S, T, D>,
     on_done: F,
     submitted: Receiver<Message<T, D>>,
     /// Whether more may be submitted.
     open: bool,
-    /// What is not done yet, in the order of its arrival.
-    waiting: VecDeque<(T, Step<D>)>,
 }
 
-impl<S: Store, F: FnMut(Vec<(T, Completion<D>)>), T: Copy, D> Rounds<S, F, T, D> {
+impl<S: Store, F: FnMut(Vec<(T, Completion<D>)>), T: Copy, D> Worker<S, F, T, D> {
     fn run(mut self) {
         loop {
             self.receive();
-            if self.waiting.is_empty() {
+            if self.work.is_idle() {
                 return;
             }
-            self.round();
+            self.work.round(&mut self.on_done);
         }
     }
 
     /// Takes all that was submitted; waits for it if there is nothing else to do.
     fn receive(&mut self) {
         while self.open {
-            let message = if self.waiting.is_empty() {
+            let message = if self.work.is_idle() {
                 self.submitted.recv().map_err(|_| TryRecvError::Disconnected)
             } else {
                 self.submitted.try_recv()
             };
-            let (tag, request) = match message {
-                Ok(Message::Request(tag, request)) => (tag, request),
+            match message {
+                Ok(Message::Request(tag, request)) => self.work.submit(tag, request),
                 Err(TryRecvError::Empty) => return,
                 Ok(Message::Shutdown) | Err(TryRecvError::Disconnected) => {
                     self.open = false;
                     return;
                 }
-            };
-            let step = match request {
-                Request::Load(room) => Step::Load(room),
-                Request::Unload(room) => Step::Unload(room),
-                Request::Append { room, seq, update } => {
-                    Step::Write { write: Write::Append { room, seq, update }, done: None }
-                }
-                Request::Compact { room, seq, job } => Step::Run { room, seq, job },
-            };
-            self.waiting.push_back((tag, step));
+            }
         }
+    }
+}
+
+/// Is what a [`StoreThread`] does, without the thread: for runtimes that have a place of their own for what
+/// blocks, and for simulated disks.
+pub struct GroupCommit<S, T, D = ()> {
+    store: S,
+    /// What is not done yet, in the order of its arrival.
+    waiting: VecDeque<(T, Step<D>)>,
+}
+
+impl<S: Store, T: Copy, D> GroupCommit<S, T, D> {
+    /// Makes one with nothing to do.
+    pub fn new(store: S) -> Self {
+        Self { store, waiting: VecDeque::new() }
+    }
+
+    /// Lets a request wait for the next round.
+    pub fn submit(&mut self, tag: T, request: Request<D>) {
+        let step = match request {
+            Request::Load(room) => Step::Load(room),
+            Request::Unload(room) => Step::Unload(room),
+            Request::Append { room, seq, update } => {
+                Step::Write { write: Write::Append { room, seq, update }, done: None }
+            }
+            Request::Compact { room, seq, job } => Step::Run { room, seq, job },
+        };
+        self.waiting.push_back((tag, step));
+    }
+
+    /// Whether nothing waits.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty()
     }
 
     /// Does what waits and can be done now; what must come after another step of its room stays, in order.
-    fn round(&mut self) {
+    /// `on_done` gets what was finished together.
+    pub fn round(&mut self, mut on_done: impl FnMut(Vec<(T, Completion<D>)>)) {
         let mut loaded = Vec::new();
         let mut writes = Vec::new();
         // Rooms with a write in this round: more writes may join it, loads may not go before it.
@@ -302,7 +325,7 @@ impl<S: Store, F: FnMut(Vec<(T, Completion<D>)>), T: Copy, D> Rounds<S, F, T, D>
             }
         }
         if !loaded.is_empty() {
-            (self.on_done)(loaded);
+            on_done(loaded);
         }
         // Prepared states that nobody waits for are written together, once all jobs have run.
         match runnable {
@@ -320,13 +343,13 @@ impl<S: Store, F: FnMut(Vec<(T, Completion<D>)>), T: Copy, D> Rounds<S, F, T, D>
                         // To the front: before whatever its room asked for since.
                         self.waiting.push_front((tag, Step::Write { write, done: Some(done) }));
                     }
-                    Err(error) => (self.on_done)(vec![(tag, Completion::Failed { room, seq, error })]),
+                    Err(error) => on_done(vec![(tag, Completion::Failed { room, seq, error })]),
                 }
             }
             Some(_) | None if writes.is_empty() => {}
             Some(_) | None => {
                 let completions = self.commit(writes);
-                (self.on_done)(completions);
+                on_done(completions);
             }
         }
     }
@@ -390,6 +413,12 @@ impl<S: Store, F: FnMut(Vec<(T, Completion<D>)>), T: Copy, D> Rounds<S, F, T, D>
                 Some((room.clone(), error))
             })
             .collect()
+    }
+}
+
+impl<S, T, D> fmt::Debug for GroupCommit<S, T, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GroupCommit").field("waiting", &self.waiting.len()).finish_non_exhaustive()
     }
 }
 
