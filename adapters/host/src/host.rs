@@ -1,5 +1,6 @@
 use std::{
     collections::{BTreeSet, VecDeque},
+    fmt,
     io::{self, IoSlice},
     mem,
     sync::Arc,
@@ -43,6 +44,37 @@ pub enum Next {
     ShutDown,
     /// The connection is forgotten: drop it.
     Drop,
+}
+
+/// Sees everything that the core of a [`Host`] is told, and everything that it answers: to record it,
+/// or to check it.
+///
+/// Unlike hooks it is trusted: its panics are not contained.
+pub trait Observer: fmt::Debug + Send {
+    /// Something is about to be handled.
+    fn before(&mut self, now: Instant, server: &Server, step: Step<'_>);
+
+    /// It was handled, and this came of it.
+    fn after(&mut self, server: &Server, outputs: &Outputs);
+}
+
+/// What the core is told.
+#[derive(Clone, Copy, Debug)]
+pub enum Step<'a> {
+    /// An input.
+    Input(&'a Input),
+    /// The application edits a document. This step is seen when it has been handled already.
+    Edit {
+        /// Which room.
+        room: &'a RoomName,
+        /// What the edit changes; that of no change where the room cannot be edited.
+        update: &'a [u8],
+    },
+    /// The application reads a document.
+    Read {
+        /// Which room.
+        room: &'a RoomName,
+    },
 }
 
 /// Numbers since the host was made; those marked so, now.
@@ -109,6 +141,7 @@ impl Counters {
 #[derive(Debug)]
 pub struct Host<S> {
     server: Server,
+    observer: Option<Box<dyn Observer>>,
     storage: Storage,
     hooks: Hooks,
     websocket: Arc<rfc6455::Config>,
@@ -160,6 +193,7 @@ impl<S: Socket> Host<S> {
         websocket.message_len_max = options.config.frame_len_max;
         Self {
             server: Server::new(options.config.clone(), seed),
+            observer: options.hooks.observe(storage.shard(), &options.config, seed),
             storage,
             hooks: options.hooks.clone(),
             websocket: Arc::new(websocket),
@@ -342,7 +376,25 @@ impl<S: Socket> Host<S> {
         room: &RoomName,
         f: impl FnOnce(&mut yrs::TransactionMut<'_>) -> R,
     ) -> Result<R, yrs_websocket::view::ViewError> {
-        let (result, outputs) = self.server.edit(now, room, f)?;
+        let Some(observer) = &mut self.observer else {
+            let (result, outputs) = self.server.edit(now, room, f)?;
+            self.perform(now, outputs);
+            self.flush(now);
+            return Ok(result);
+        };
+        let mut update = vec![0, 0];
+        let result = self.server.edit(now, room, |transaction| {
+            let result = f(transaction);
+            update = transaction.encode_update_v1();
+            result
+        });
+        observer.before(now, &self.server, Step::Edit { room, update: &update });
+        let (result, outputs) = match result {
+            Ok((result, outputs)) => (Ok(result), outputs),
+            Err(error) => (Err(error), Outputs::default()),
+        };
+        observer.after(&self.server, &outputs);
+        let result = result?;
         self.perform(now, outputs);
         self.flush(now);
         Ok(result)
@@ -359,7 +411,14 @@ impl<S: Socket> Host<S> {
         room: &RoomName,
         f: impl FnOnce(&yrs::Transaction<'_>) -> R,
     ) -> Result<R, yrs_websocket::view::ViewError> {
-        self.server.read(now, room, f)
+        if let Some(observer) = &mut self.observer {
+            observer.before(now, &self.server, Step::Read { room });
+        }
+        let result = self.server.read(now, room, f);
+        if let Some(observer) = &mut self.observer {
+            observer.after(&self.server, &Outputs::default());
+        }
+        result
     }
 
     /// What to do next about a connection.
@@ -425,8 +484,19 @@ impl<S: Socket> Host<S> {
     }
 
     fn handle(&mut self, now: Instant, input: Input) {
-        let outputs = self.server.handle(now, input);
+        let outputs = self.step(now, input);
         self.perform(now, outputs);
+    }
+
+    fn step(&mut self, now: Instant, input: Input) -> Outputs {
+        if let Some(observer) = &mut self.observer {
+            observer.before(now, &self.server, Step::Input(&input));
+        }
+        let outputs = self.server.handle(now, input);
+        if let Some(observer) = &mut self.observer {
+            observer.after(&self.server, &outputs);
+        }
+        outputs
     }
 
     fn perform(&mut self, now: Instant, outputs: Outputs) {
@@ -445,7 +515,7 @@ impl<S: Socket> Host<S> {
                         }
                         if let Some(completion) = self.storage.perform(output) {
                             self.count(&completion);
-                            outputs.push_back(self.server.handle(now, storage::input(completion)));
+                            outputs.push_back(self.step(now, storage::input(completion)));
                         }
                     }
                 }

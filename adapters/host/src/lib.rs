@@ -22,10 +22,11 @@
 
 mod host;
 mod outbox;
+pub mod record;
 mod storage;
 mod upgrade;
 
-pub use host::{Completion, Counters, Host, Next, Socket, shard_of_connection};
+pub use host::{Completion, Counters, Host, Next, Observer, Socket, Step, shard_of_connection};
 pub use storage::Storage;
 pub use upgrade::{Admission, Admitted, Hooks, Limits, Options, Upgrade, shard_of};
 

@@ -10,6 +10,8 @@ use yrs_websocket::{Access, Config, ConnectionId, Event, RoomName};
 use yrs_websocket_rfc6455::{self as rfc6455, Acceptor, HandshakeLimits, Refusal, Request};
 use yrs_websocket_store::StoreError;
 
+use crate::Observer;
+
 /// Everything that can be set about a server, besides its store.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
@@ -63,12 +65,16 @@ pub struct Hooks {
     /// Hears why the store could not load or write a room. The core deals with it by itself; this is
     /// for whoever can make room on the disk.
     pub on_store_error: Option<Arc<OnStoreError>>,
+    /// Makes what sees each step of a host's core, from the number of the host, its configuration and its
+    /// seed: a [`Recorder`](crate::record::Recorder), say. Costs nothing where there is none.
+    pub observer: Option<Arc<MakeObserver>>,
 }
 
 type OnRequest = dyn Fn(&Request) -> Result<Admission, Refusal> + Send + Sync;
 type OnFrame = dyn Fn(&RoomName, ConnectionId, &Bytes) -> bool + Send + Sync;
 type OnEvent = dyn Fn(&Event) + Send + Sync;
 type OnStoreError = dyn Fn(&RoomName, &StoreError) + Send + Sync;
+type MakeObserver = dyn Fn(usize, &Config, u64) -> Option<Box<dyn Observer>> + Send + Sync;
 
 /// A hook has panicked; the panic hook of the process has reported it.
 pub(crate) struct HookPanicked;
@@ -96,6 +102,10 @@ impl Hooks {
         }
     }
 
+    pub(crate) fn observe(&self, shard: usize, config: &Config, seed: u64) -> Option<Box<dyn Observer>> {
+        self.observer.as_ref()?(shard, config, seed)
+    }
+
     pub(crate) fn hear_store_error(&self, room: &RoomName, error: &StoreError) {
         if let Some(on_store_error) = &self.on_store_error {
             let _ = contained(|| on_store_error(room, error));
@@ -115,6 +125,7 @@ impl fmt::Debug for Hooks {
             .field("on_frame", &self.on_frame.is_some())
             .field("on_event", &self.on_event.is_some())
             .field("on_store_error", &self.on_store_error.is_some())
+            .field("observer", &self.observer.is_some())
             .finish()
     }
 }
