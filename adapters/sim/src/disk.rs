@@ -1,9 +1,11 @@
-//! The disk: a real [`Store`] behind latency, errors and outages, and a book of what it has promised.
+//! The disk: the real group commit over a [`Store`] with latency, errors and outages, and a book of what
+//! was promised.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
-    fmt,
+    collections::BTreeMap,
+    fmt, mem,
     ops::Range,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -14,7 +16,7 @@ use yrs_websocket::{
     update::{ClientId, IdSet, ScanRules, Update},
 };
 use yrs_websocket_host::Completion;
-use yrs_websocket_store::{Request, Store, StoreError, Write};
+use yrs_websocket_store::{GroupCommit, Request, Store, StoreError, Write};
 
 use crate::{Violation, checks, random::Random};
 
@@ -125,19 +127,24 @@ pub(crate) fn scan(update: Bytes) -> Result<Update, yrs_websocket::update::Updat
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Mood {
     pub(crate) latency_max: Duration,
-    /// Per mille of writes that fail without a trace.
+    /// Per mille of commits that fail without a trace.
     pub(crate) write_errors: u32,
-    /// Per mille of writes that are performed and reported as failed.
+    /// Per mille of commits that are performed and reported as failed.
     pub(crate) false_errors: u32,
     pub(crate) load_errors: u32,
     pub(crate) outage_until: Duration,
 }
 
 pub(crate) struct Disk {
-    store: Box<dyn Store>,
     pub(crate) mood: Mood,
     pub(crate) rooms: BTreeMap<RoomName, Book>,
-    pending: VecDeque<Pending>,
+    store: Arc<Mutex<Faulty>>,
+    /// One for all rooms, as the store thread is; or one for each, as other stores may be.
+    writers: Vec<Writer>,
+    grouped: bool,
+    names: Vec<RoomName>,
+    /// What was finished together and is not answered yet.
+    answers: BTreeMap<u64, Vec<Completion>>,
     next: u64,
     random: Random,
 }
@@ -155,33 +162,42 @@ pub(crate) struct Book {
     pub(crate) durable: u64,
     /// What the writer knows to be durable.
     pub(crate) confirmed: Content,
-    last_done: Duration,
+    /// What the outstanding append holds.
+    asked: Content,
 }
 
-struct Pending {
-    id: u64,
-    room: RoomName,
-    request: Option<Request<Squashed>>,
-    completion: Option<Completion>,
-    /// What an append added.
-    appended: Content,
+/// Somebody who works for the disk, one thing after another.
+struct Writer {
+    work: GroupCommit<Shared, (), Squashed>,
+    /// Names the round that is to come.
+    round: Option<u64>,
+    busy_until: Duration,
 }
 
-/// When to come back to a request: to perform it, and to answer it.
+/// When to come back: to do a round of work, or to answer.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Schedule {
-    pub(crate) id: u64,
-    pub(crate) performed: Duration,
-    pub(crate) answered: Duration,
+pub(crate) enum Due {
+    Round(u64),
+    Answer(u64),
 }
 
 impl Disk {
-    pub(crate) fn new(store: Box<dyn Store>, random: Random) -> Self {
-        Self {
+    pub(crate) fn new(store: Box<dyn Store>, names: Vec<RoomName>, mut random: Random) -> Self {
+        let faulty = Faulty {
             store,
             mood: Mood::default(),
+            is_out: false,
+            done: Vec::new(),
+            random: Random::fork(random.next(), 0),
+        };
+        Self {
+            mood: Mood::default(),
             rooms: BTreeMap::new(),
-            pending: VecDeque::new(),
+            store: Arc::new(Mutex::new(faulty)),
+            writers: Vec::new(),
+            grouped: random.permille(700),
+            names,
+            answers: BTreeMap::new(),
             next: 0,
             random,
         }
@@ -192,156 +208,229 @@ impl Disk {
         &mut self,
         now: Duration,
         request: Request<Squashed>,
-    ) -> Result<Schedule, Violation> {
+    ) -> Result<Option<(Duration, Due)>, Violation> {
         let room = match &request {
             Request::Load(room) | Request::Unload(room) => room,
             Request::Append { room, .. } | Request::Compact { room, .. } => room,
         };
+        let writer =
+            if self.grouped { 0 } else { self.names.iter().position(|name| name == room).unwrap_or(0) };
         let book = self.rooms.entry(room.clone()).or_default();
         checks::store_vocabulary(book, &request)?;
-        match request {
+        match &request {
             Request::Load(_) => {
                 book.outstanding = true;
                 book.is_open = true;
                 book.durable = 0;
                 book.confirmed = Content::default();
             }
-            Request::Append { .. } | Request::Compact { .. } => book.outstanding = true,
+            Request::Append { update, .. } => {
+                book.outstanding = true;
+                book.asked = content_of(room, [update.clone()])?;
+            }
+            Request::Compact { .. } => book.outstanding = true,
             Request::Unload(_) => book.is_open = false,
         }
-        let max = self.mood.latency_max.as_micros() as u64;
-        let latency = Duration::from_micros(20 + max * self.random.below(1000).pow(2) / 1_000_000);
-        let performed = (now + latency).max(book.last_done);
-        let answered = performed + Duration::from_micros(self.random.below(max / 2 + 1));
-        book.last_done = answered;
-        self.next += 1;
-        let room = room.clone();
-        self.pending.push_back(Pending {
-            id: self.next,
-            room,
-            request: Some(request),
-            completion: None,
-            appended: Content::default(),
-        });
-        Ok(Schedule { id: self.next, performed, answered })
-    }
-
-    /// Performs a request, for good.
-    pub(crate) fn perform(&mut self, now: Duration, id: u64) -> Result<Option<String>, Violation> {
-        let Some(index) = self.pending.iter().position(|pending| pending.id == id) else { return Ok(None) };
-        let Some(request) = self.pending[index].request.take() else { return Ok(None) };
-        let room = self.pending[index].room.clone();
-        let outage = now < self.mood.outage_until;
-        let error = || StoreError::Io { message: "simulated".into() };
-        let book = self.rooms.entry(room.clone()).or_default();
-        let completion = match request {
-            Request::Unload(room) => {
-                self.store.unload(&room);
-                None
-            }
-            Request::Load(room) if outage || self.random.permille(self.mood.load_errors) => {
-                Some(Completion::LoadFailed { room, error: error() })
-            }
-            Request::Load(room) => {
-                let updates = self.store.load(&room);
-                checks::store_keeps_everything(&room, &book.content, &updates)?;
-                Some(match updates {
-                    Ok(updates) => {
-                        book.confirmed = book.content.clone();
-                        Completion::Loaded { room, updates }
-                    }
-                    Err(error) => Completion::LoadFailed { room, error },
-                })
-            }
-            Request::Append { room, seq, .. } | Request::Compact { room, seq, .. }
-                if outage || self.random.permille(self.mood.write_errors) =>
-            {
-                Some(Completion::Failed { room, seq, error: error() })
-            }
-            Request::Append { room, seq, update } => {
-                let write = Write::Append { room: room.clone(), seq, update: update.clone() };
-                match self.store.commit(&[write]) {
-                    Ok(()) => {
-                        let update =
-                            scan(update).map_err(|error| Violation::new("stored updates scan", error))?;
-                        book.content.add(&update);
-                        self.pending[index].appended.add(&update);
-                        if self.random.permille(self.mood.false_errors) {
-                            Some(Completion::Failed { room, seq, error: error() })
-                        } else {
-                            Some(Completion::Stored { room, seq })
-                        }
-                    }
-                    Err(error) => Some(Completion::Failed { room, seq, error }),
-                }
-            }
-            Request::Compact { room, seq, job } => {
-                let (state, done) = job.run();
-                let content = Content::of(state.iter().cloned())
-                    .map_err(|error| Violation::new("stored updates scan", error))?;
-                match self.store.commit(&[Write::Compact { room: room.clone(), seq, state }]) {
-                    Ok(()) => {
-                        checks::squash_loses_nothing(&room, &book.content, &content)?;
-                        book.content.union(&content);
-                        if self.random.permille(self.mood.false_errors) {
-                            Some(Completion::Failed { room, seq, error: error() })
-                        } else {
-                            Some(Completion::Compacted { room, seq, done })
-                        }
-                    }
-                    Err(error) => Some(Completion::Failed { room, seq, error }),
-                }
-            }
-        };
-        let text = completion.as_ref().map(|completion| match completion {
-            Completion::Loaded { room, updates } => format!("{room}: loads {} records", updates.len()),
-            Completion::LoadFailed { room, .. } => format!("{room}: fails to load"),
-            Completion::Stored { room, seq } => format!("{room}: commits append {seq}"),
-            Completion::Compacted { room, seq, .. } => format!("{room}: commits compaction {seq}"),
-            Completion::Failed { room, seq, .. } => format!("{room}: fails write {seq}"),
-        });
-        self.pending[index].completion = completion;
-        Ok(text)
-    }
-
-    /// Answers a request.
-    pub(crate) fn answer(&mut self, id: u64) -> Option<Completion> {
-        let index = self.pending.iter().position(|pending| pending.id == id)?;
-        let Pending { completion, appended, .. } = self.pending.remove(index)?;
-        let completion = completion?;
-        let room = match &completion {
-            Completion::Loaded { room, .. } | Completion::LoadFailed { room, .. } => room,
-            Completion::Stored { room, .. } => room,
-            Completion::Compacted { room, .. } | Completion::Failed { room, .. } => room,
-        };
-        let book = self.rooms.entry(room.clone()).or_default();
-        book.outstanding = false;
-        match &completion {
-            Completion::Stored { seq, .. } => {
-                book.durable = *seq;
-                book.confirmed.union(&appended);
-            }
-            Completion::LoadFailed { .. } => book.is_open = false,
-            Completion::Loaded { .. } | Completion::Compacted { .. } | Completion::Failed { .. } => {}
+        while self.writers.len() <= writer {
+            let work = GroupCommit::new(Shared(Arc::clone(&self.store)));
+            self.writers.push(Writer { work, round: None, busy_until: Duration::ZERO });
         }
-        Some(completion)
+        self.writers[writer].work.submit((), request);
+        Ok(self.schedule_round(now, writer))
     }
 
-    /// The writer is gone: what was not performed never is.
+    /// Lets the writer do what waits, once it has time.
+    fn schedule_round(&mut self, now: Duration, writer: usize) -> Option<(Duration, Due)> {
+        let latency = self.latency();
+        let writer = &mut self.writers[writer];
+        if writer.round.is_some() || writer.work.is_idle() {
+            return None;
+        }
+        self.next += 1;
+        writer.round = Some(self.next);
+        Some((now.max(writer.busy_until) + latency, Due::Round(self.next)))
+    }
+
+    fn latency(&mut self) -> Duration {
+        let max = self.mood.latency_max.as_micros() as u64;
+        Duration::from_micros(20 + max * self.random.below(1000).pow(2) / 1_000_000)
+    }
+
+    /// Performs what waits, for good: a crash from here on leaves it done and unanswered.
+    pub(crate) fn round(
+        &mut self,
+        now: Duration,
+        round: u64,
+        mut log: impl FnMut(&Done),
+    ) -> Result<Vec<(Duration, Due)>, Violation> {
+        let Some(index) = self.writers.iter().position(|writer| writer.round == Some(round)) else {
+            // Its writer is dead.
+            return Ok(Vec::new());
+        };
+        let writer = &mut self.writers[index];
+        writer.round = None;
+        {
+            let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+            store.mood.clone_from(&self.mood);
+            store.is_out = now < self.mood.outage_until;
+        }
+        let mut batches = Vec::new();
+        writer.work.round(|batch| batches.push(batch));
+        let done = {
+            let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+            mem::take(&mut store.done)
+        };
+        for done in done {
+            log(&done);
+            self.check(done)?;
+        }
+        let mut due = Vec::new();
+        let mut answered = now;
+        for batch in batches {
+            self.next += 1;
+            // Each takes its time, and they come in order.
+            answered +=
+                Duration::from_micros(self.random.below(self.mood.latency_max.as_micros() as u64 / 2 + 1));
+            self.answers.insert(self.next, batch.into_iter().map(|(_, completion)| completion).collect());
+            due.push((answered, Due::Answer(self.next)));
+        }
+        self.writers[index].busy_until = answered;
+        due.extend(self.schedule_round(answered, index));
+        Ok(due)
+    }
+
+    fn check(&mut self, done: Done) -> Result<(), Violation> {
+        match done {
+            Done::Loaded(room, updates) => {
+                let book = self.rooms.entry(room.clone()).or_default();
+                checks::store_keeps_everything(&room, &book.content, &updates)
+            }
+            Done::Committed(writes) => writes.into_iter().try_for_each(|write| {
+                let room = write.room().clone();
+                let book = self.rooms.entry(room.clone()).or_default();
+                match write {
+                    Write::Append { update, .. } => book.content.union(&content_of(&room, [update])?),
+                    Write::Compact { state, .. } => {
+                        let state = content_of(&room, state)?;
+                        checks::squash_loses_nothing(&room, &book.content, &state)?;
+                        book.content.union(&state);
+                    }
+                }
+                Ok(())
+            }),
+            Done::Failed(_) => Ok(()),
+        }
+    }
+
+    /// Answers what was finished together; nothing if whoever asked is dead.
+    pub(crate) fn answer(&mut self, answer: u64) -> Vec<Completion> {
+        let completions = self.answers.remove(&answer).unwrap_or_default();
+        for completion in &completions {
+            let room = match completion {
+                Completion::Loaded { room, .. } | Completion::LoadFailed { room, .. } => room,
+                Completion::Stored { room, .. } => room,
+                Completion::Compacted { room, .. } | Completion::Failed { room, .. } => room,
+            };
+            let book = self.rooms.entry(room.clone()).or_default();
+            book.outstanding = false;
+            match completion {
+                Completion::Stored { seq, .. } => {
+                    book.durable = *seq;
+                    let asked = mem::take(&mut book.asked);
+                    book.confirmed.union(&asked);
+                }
+                Completion::Loaded { .. } => book.confirmed = book.content.clone(),
+                Completion::LoadFailed { .. } => book.is_open = false,
+                Completion::Compacted { .. } | Completion::Failed { .. } => {}
+            }
+        }
+        completions
+    }
+
+    /// The writers are gone: what was not performed never is.
     pub(crate) fn crash(&mut self) {
-        self.pending.clear();
+        self.writers.clear();
+        self.answers.clear();
         for book in self.rooms.values_mut() {
             book.is_open = false;
             book.outstanding = false;
-            book.last_done = Duration::ZERO;
         }
     }
 
     /// Reads a room while nobody writes to it.
     pub(crate) fn read(&mut self, room: &RoomName) -> Result<Vec<Bytes>, Violation> {
-        let updates = self.store.load(room);
+        let updates = self.store.lock().unwrap_or_else(PoisonError::into_inner).store.load(room);
         let book = self.rooms.entry(room.clone()).or_default();
         checks::store_keeps_everything(room, &book.content, &updates)?;
         updates.map_err(|error| Violation::new("the store reads", error))
+    }
+}
+
+fn content_of(room: &RoomName, updates: impl IntoIterator<Item = Bytes>) -> Result<Content, Violation> {
+    Content::of(updates).map_err(|error| Violation::new("stored updates scan", format!("{room}: {error}")))
+}
+
+/// The store, as its writers find it: at times it fails.
+struct Faulty {
+    store: Box<dyn Store>,
+    mood: Mood,
+    is_out: bool,
+    done: Vec<Done>,
+    random: Random,
+}
+
+/// What the store did in a round.
+#[derive(Debug)]
+pub(crate) enum Done {
+    Loaded(RoomName, Result<Vec<Bytes>, StoreError>),
+    /// One transaction.
+    Committed(Vec<Write>),
+    Failed(&'static str),
+}
+
+struct Shared(Arc<Mutex<Faulty>>);
+
+impl Store for Shared {
+    fn load(&mut self, room: &RoomName) -> Result<Vec<Bytes>, StoreError> {
+        let mut faulty = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let rate = faulty.mood.load_errors;
+        if faulty.is_out || faulty.random.permille(rate) {
+            faulty.done.push(Done::Failed("load"));
+            return Err(faulty.error());
+        }
+        let updates = faulty.store.load(room);
+        faulty.done.push(Done::Loaded(room.clone(), updates.clone()));
+        updates
+    }
+
+    fn commit(&mut self, writes: &[Write]) -> Result<(), StoreError> {
+        let mut faulty = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Mood { write_errors, false_errors, .. } = faulty.mood;
+        if faulty.is_out || faulty.random.permille(write_errors) {
+            faulty.done.push(Done::Failed("commit"));
+            return Err(faulty.error());
+        }
+        faulty.store.commit(writes)?;
+        faulty.done.push(Done::Committed(writes.to_vec()));
+        if faulty.random.permille(false_errors) {
+            faulty.done.push(Done::Failed("falsely that commit"));
+            return Err(faulty.error());
+        }
+        Ok(())
+    }
+
+    fn unload(&mut self, room: &RoomName) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).store.unload(room);
+    }
+}
+
+impl Faulty {
+    /// All rooms of a transaction share some errors, and others are looked for room by room.
+    fn error(&mut self) -> StoreError {
+        match self.random.below(3) {
+            0 => StoreError::Busy,
+            1 => StoreError::Full,
+            _ => StoreError::Io { message: "simulated".into() },
+        }
     }
 }

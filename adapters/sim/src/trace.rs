@@ -6,16 +6,18 @@ use std::{
     time::Duration,
 };
 
+use yrs_websocket_host::record::Fingerprint;
+
 /// A log and its hash. Equal logs have equal hashes, whether or not somebody reads them.
 pub(crate) struct Trace<'a> {
-    hash: u64,
+    hash: Fingerprint,
     text: String,
     log: Option<&'a mut dyn Write>,
 }
 
 impl<'a> Trace<'a> {
     pub(crate) fn new(log: Option<&'a mut dyn Write>) -> Self {
-        Self { hash: 0, text: String::new(), log }
+        Self { hash: Fingerprint::default(), text: String::new(), log }
     }
 
     pub(crate) fn line(&mut self, now: Duration, line: fmt::Arguments<'_>) {
@@ -27,7 +29,7 @@ impl<'a> Trace<'a> {
         self.text.clear();
         let _ = self.text.write_fmt(line);
         for part in [&now.as_nanos().to_le_bytes(), self.text.as_bytes(), bytes] {
-            self.hash = mix_bytes(self.hash, part);
+            self.hash.add(part);
         }
         let Some(log) = &mut self.log else { return };
         let separator = if bytes.is_empty() { "" } else { " " };
@@ -37,21 +39,8 @@ impl<'a> Trace<'a> {
     }
 
     pub(crate) fn hash(&self) -> u64 {
-        self.hash
+        self.hash.value()
     }
-}
-
-/// Goes on with a hash: eight bytes at a time, because every frame of every world passes here.
-fn mix_bytes(hash: u64, bytes: &[u8]) -> u64 {
-    let mix = |hash: u64, word: u64| {
-        let mixed = (hash ^ word).wrapping_mul(HASH_FACTOR);
-        mixed ^ (mixed >> 29)
-    };
-    let mut words = bytes.chunks_exact(8);
-    let hash = words.by_ref().fold(mix(hash, bytes.len() as u64), |hash, word| {
-        mix(hash, u64::from_le_bytes(word.try_into().expect("they are eight")))
-    });
-    words.remainder().iter().fold(hash, |hash, byte| mix(hash, u64::from(*byte)))
 }
 
 struct Hex<'a>(&'a [u8]);
@@ -61,6 +50,3 @@ impl fmt::Display for Hex<'_> {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
-
-/// Odd, and its bits are no pattern.
-const HASH_FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;

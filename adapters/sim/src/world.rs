@@ -22,7 +22,7 @@ use yrs_websocket_store::{MemoryStore, Request, Store};
 use crate::{
     Fault, Plan, Violation, checks,
     client::{Client, Hostile},
-    disk::{Content, Disk, Mood},
+    disk::{Content, Disk, Due, Mood},
     network::{LinkId, Network, SimSocket, Weather},
     random::Random,
     trace::Trace,
@@ -97,10 +97,13 @@ enum Event {
     Check(usize),
     Attack(usize),
     Chaos,
-    Perform(u64),
-    Answer(u64),
+    Disk(Due),
+    /// Only the step: what the world did without an event is picked up.
+    Settle,
     Restart,
-    Drained { incarnation: u64 },
+    Drained {
+        incarnation: u64,
+    },
 }
 
 /// The server's end of a link.
@@ -176,7 +179,7 @@ impl<'a> World<'a> {
             .collect();
         let hostiles =
             (0..plan.hostile).map(|_| Hostile::new(makes.index(rooms.len()), &mut makes)).collect();
-        let mut disk = Disk::new(store, Random::fork(seed, 5));
+        let mut disk = Disk::new(store, rooms.clone(), Random::fork(seed, 5));
         let slow = u64::from(plan.rate(Fault::SlowDisk));
         disk.mood = Mood {
             latency_max: Duration::from_millis(2 + 10 * slow),
@@ -333,25 +336,12 @@ impl<'a> World<'a> {
                 Ok(())
             }
             Event::Chaos => self.chaos(),
-            Event::Perform(id) => {
-                if let Some(text) = self.disk.perform(self.now, id)? {
-                    self.trace.line(self.now, format_args!("disk {text}"));
-                }
-                Ok(())
-            }
-            Event::Answer(id) => {
-                let now = self.instant();
-                if let Some(completion) = self.disk.answer(id)
-                    && let Some(host) = &mut self.host
-                {
-                    host.completed(now, [completion]);
-                }
-                self.settle()
-            }
+            Event::Disk(due) => self.disk_works(due),
             Event::Restart => {
                 self.start();
                 Ok(())
             }
+            Event::Settle => self.settle(),
             Event::Drained { incarnation } => self.drained(incarnation),
         }
     }

@@ -338,7 +338,7 @@ impl World<'_> {
             self.strangers[room].add(&update);
         }
         // Whatever it asks is picked up by the step.
-        self.at(Duration::ZERO, Event::Perform(0));
+        self.at(Duration::ZERO, Event::Settle);
     }
 
     pub(super) fn gesture(&mut self, index: usize) {

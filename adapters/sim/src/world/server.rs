@@ -4,11 +4,12 @@ use std::{mem, rc::Rc, sync::mpsc, time::Duration};
 
 use yrs_websocket::RoomName;
 use yrs_websocket_host::{Host, Next, Storage, rfc6455};
-use yrs_websocket_store::Request;
+use yrs_websocket_store::{Request, Write};
 
 use super::{End, Event, World};
 use crate::{
     Violation, checks,
+    disk::{Done, Due},
     network::{LinkId, SimSocket},
 };
 
@@ -180,9 +181,9 @@ impl World<'_> {
             {
                 checks::nothing_known_is_stored(book, &request)?;
             }
-            let schedule = self.disk.submit(self.now, request)?;
-            self.schedule(schedule.performed, Event::Perform(schedule.id));
-            self.schedule(schedule.answered, Event::Answer(schedule.id));
+            if let Some((time, due)) = self.disk.submit(self.now, request)? {
+                self.schedule(time, Event::Disk(due));
+            }
         }
         loop {
             let Some(link) = self.network.borrow_mut().woken.pop_first() else { break };
@@ -217,6 +218,41 @@ impl World<'_> {
             self.schedule_client_read(link, arrives);
         }
         Ok(())
+    }
+
+    pub(super) fn disk_works(&mut self, due: Due) -> Result<(), Violation> {
+        match due {
+            Due::Round(round) => {
+                let (now, trace) = (self.now, &mut self.trace);
+                let due = self.disk.round(now, round, |done| match done {
+                    Done::Loaded(room, Ok(updates)) => {
+                        trace.line(now, format_args!("disk loads {} records of {room}", updates.len()));
+                    }
+                    Done::Loaded(room, Err(error)) => {
+                        trace.line(now, format_args!("disk cannot load {room}: {error}"));
+                    }
+                    Done::Committed(writes) => {
+                        trace.line(now, format_args!("disk commits"));
+                        for write in writes {
+                            let what =
+                                if matches!(write, Write::Append { .. }) { "append" } else { "compaction" };
+                            trace.line(now, format_args!("    {what} {} of {}", write.seq(), write.room()));
+                        }
+                    }
+                    Done::Failed(what) => trace.line(now, format_args!("disk says {what} failed")),
+                })?;
+                due.into_iter().for_each(|(time, due)| self.schedule(time, Event::Disk(due)));
+                Ok(())
+            }
+            Due::Answer(answer) => {
+                let now = self.instant();
+                let completions = self.disk.answer(answer);
+                if let Some(host) = &mut self.host {
+                    host.completed(now, completions);
+                }
+                self.settle()
+            }
+        }
     }
 
     /// Whether the server waits for something that only somebody hostile leaves out. Documents of yrs,
