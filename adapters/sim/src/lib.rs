@@ -27,7 +27,9 @@
 //! assert_eq!(outcome.trace_hash, run(&Plan::new(7), None).trace_hash);
 //! ```
 //!
-//! To test a store of your own, give it to [`run_with_store`].
+//! To test a store or hooks of your own, give them to [`run_with`].
+//!
+//! [`replay`] is for what really happened: it replays what a live server has recorded.
 //!
 //! [`Host`]: yrs_websocket_host::Host
 //! [`Server`]: yrs_websocket::Server
@@ -38,9 +40,12 @@ mod disk;
 mod network;
 mod plan;
 mod random;
+mod replay;
+mod steps;
 mod trace;
 mod world;
 
 pub use checks::Violation;
 pub use plan::{Fault, Plan, UnknownFault, shrink};
-pub use world::{Outcome, run, run_with_store};
+pub use replay::{ReplayEnd, Replayed, replay};
+pub use world::{Outcome, Setup, run, run_with};

@@ -1,8 +1,10 @@
-//! `yrs-websocket-sim --seed N` replays a world with a log; `--seeds A..B` runs many on all cores.
+//! `yrs-websocket-sim --seed N` replays a world with a log; `--seeds A..B` runs many on all cores;
+//! `--replay FILE` replays what a live server recorded.
 
 use std::{
     collections::BTreeMap,
-    env, io,
+    env, fs, io,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::{
         Mutex, PoisonError,
@@ -12,13 +14,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use yrs_websocket_sim::{Fault, Outcome, Plan, run, shrink};
+use yrs_websocket_sim::{Fault, Outcome, Plan, ReplayEnd, Replayed, replay, run, shrink};
 
 fn main() -> ExitCode {
     // A panic in a world is a finding; it is reported with the rest.
     std::panic::set_hook(Box::new(|_| {}));
     match command(env::args().skip(1)) {
         Ok(Command::One(plan)) => one(&plan),
+        Ok(Command::Replay(path)) => replay_file(&path),
         Ok(Command::Many { first, end, failures_max, shrinks }) => many(first, end, failures_max, shrinks),
         Err(word) => {
             eprintln!("{word}\n\n{USAGE}");
@@ -31,16 +34,20 @@ const USAGE: &str = "\
 yrs-websocket-sim --seed N [--without FAULT]... [--clients N] [--hostile N] [--rooms N] [--storm MILLIS]
     replays one world, with a log on stdout
 yrs-websocket-sim --seeds A..B [--failures N] [--no-shrink]
-    runs many on all cores, until N of them fail (5)";
+    runs many on all cores, until N of them fail (5)
+yrs-websocket-sim --replay FILE
+    replays what a server recorded with --record, with a log on stdout";
 
 enum Command {
     One(Plan),
     Many { first: u64, end: u64, failures_max: usize, shrinks: bool },
+    Replay(PathBuf),
 }
 
 fn command(mut words: impl Iterator<Item = String>) -> Result<Command, String> {
     let mut plan = None;
     let mut seeds = None;
+    let mut recording = None;
     let mut failures_max = 5;
     let mut shrinks = true;
     while let Some(word) = words.next() {
@@ -57,6 +64,7 @@ fn command(mut words: impl Iterator<Item = String>) -> Result<Command, String> {
                 let (first, end) = value.split_once("..").ok_or_else(bad)?;
                 seeds = Some((first.parse().map_err(|_| bad())?, end.parse().map_err(|_| bad())?));
             }
+            "--replay" => recording = Some(PathBuf::from(&value)),
             "--failures" => failures_max = number()?,
             _ => {
                 let plan = plan.as_mut().ok_or_else(|| format!("{word} comes after --seed N"))?;
@@ -71,10 +79,11 @@ fn command(mut words: impl Iterator<Item = String>) -> Result<Command, String> {
             }
         }
     }
-    match (plan, seeds) {
-        (Some(plan), None) => Ok(Command::One(plan)),
-        (None, Some((first, end))) => Ok(Command::Many { first, end, failures_max, shrinks }),
-        _ => Err("either --seed or --seeds".into()),
+    match (plan, seeds, recording) {
+        (Some(plan), None, None) => Ok(Command::One(plan)),
+        (None, None, Some(path)) => Ok(Command::Replay(path)),
+        (None, Some((first, end)), None) => Ok(Command::Many { first, end, failures_max, shrinks }),
+        _ => Err("one of --seed, --seeds and --replay".into()),
     }
 }
 
@@ -93,6 +102,35 @@ fn one(plan: &Plan) -> ExitCode {
         }
         None => ExitCode::SUCCESS,
     }
+}
+
+fn replay_file(path: &Path) -> ExitCode {
+    let result = fs::read(path).map_err(|error| error.to_string()).and_then(|file| {
+        let mut log = io::BufWriter::new(io::stdout().lock());
+        replay(file.into(), Some(&mut log)).map_err(|error| error.to_string())
+    });
+    let Replayed { version, steps, end, .. } = match result {
+        Ok(replayed) => replayed,
+        Err(error) => {
+            eprintln!("{}: {error}", path.display());
+            return ExitCode::FAILURE;
+        }
+    };
+    println!("{steps} steps, recorded by version {version}");
+    match end {
+        ReplayEnd::Same => {
+            println!("the outputs are those that were recorded");
+            return ExitCode::SUCCESS;
+        }
+        ReplayEnd::Torn => {
+            println!("the outputs are those that were recorded, up to where the file is torn");
+            return ExitCode::SUCCESS;
+        }
+        ReplayEnd::Damaged => println!("what follows in the file is damaged"),
+        ReplayEnd::Different { step, what } => println!("other outputs in step {step}:\n{what}"),
+        ReplayEnd::Panicked { step, what, message } => println!("step {step} panics: {message}\n{what}"),
+    }
+    ExitCode::FAILURE
 }
 
 fn many(first: u64, end: u64, failures_max: usize, shrinks: bool) -> ExitCode {

@@ -7,16 +7,17 @@ mod server;
 use std::{
     cell::RefCell,
     collections::BTreeMap,
+    fmt,
     io::Write,
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
-    sync::mpsc,
+    sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use yrs_websocket::{Config, ConnectionId, RoomName, journal::Squashed, update::SquashOptions};
-use yrs_websocket_host::{Host, Options, Upgrade};
+use yrs_websocket::{Access, Config, ConnectionId, RoomName, journal::Squashed, update::SquashOptions};
+use yrs_websocket_host::{Admission, Hooks, Host, Options, Upgrade, rfc6455};
 use yrs_websocket_store::{MemoryStore, Request, Store};
 
 use crate::{
@@ -25,6 +26,8 @@ use crate::{
     disk::{Content, Disk, Due, Mood},
     network::{LinkId, Network, SimSocket, Weather},
     random::Random,
+    replay::panic_message,
+    steps::{Found, Watch},
     trace::Trace,
 };
 
@@ -43,28 +46,46 @@ pub struct Outcome {
     pub trace_hash: u64,
 }
 
-/// Runs a world with a store in memory; writes a readable log, if there is a place for it.
-pub fn run(plan: &Plan, log: Option<&mut dyn Write>) -> Outcome {
-    run_with_store(plan, Box::new(MemoryStore::new()), log)
+/// What of a world is the caller's own.
+#[non_exhaustive]
+pub struct Setup<'a> {
+    /// Where documents are kept: an empty store. It is asked on this thread, survives crashes of the
+    /// simulated server, and what it has committed must be there whenever a room is loaded.
+    pub store: Box<dyn Store>,
+    /// The hooks of the server. Those that keep honest clients out, or their frames from the core, make
+    /// worlds that do not hold.
+    pub hooks: Hooks,
+    /// Where a readable log goes.
+    pub log: Option<&'a mut dyn Write>,
 }
 
-/// Runs a world with a store of the caller's own, which must be empty.
-///
-/// The store is asked on this thread. It survives crashes of the simulated server, and what it has
-/// committed must be there whenever a room is loaded.
-pub fn run_with_store(plan: &Plan, store: Box<dyn Store>, log: Option<&mut dyn Write>) -> Outcome {
-    let mut world = World::new(plan.clone(), store, Trace::new(log));
+impl Default for Setup<'_> {
+    /// A store in memory, no hooks, no log.
+    fn default() -> Self {
+        Self { store: Box::new(MemoryStore::new()), hooks: Hooks::default(), log: None }
+    }
+}
+
+impl fmt::Debug for Setup<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Setup").field("hooks", &self.hooks).finish_non_exhaustive()
+    }
+}
+
+/// Runs a world with a store in memory; writes a readable log, if there is a place for it.
+pub fn run(plan: &Plan, log: Option<&mut dyn Write>) -> Outcome {
+    run_with(plan, Setup { log, ..Setup::default() })
+}
+
+/// Runs a world with a store or hooks of the caller's own.
+pub fn run_with(plan: &Plan, setup: Setup<'_>) -> Outcome {
+    let Setup { store, hooks, log } = setup;
+    let mut world = World::new(plan.clone(), store, hooks, Trace::new(log));
     // A panic is a finding like any other; nothing of the world is used after it.
     let result = catch_unwind(AssertUnwindSafe(|| world.run()));
     let violation = match result {
         Ok(result) => result.err(),
-        Err(panic) => {
-            let message = panic
-                .downcast_ref::<String>()
-                .cloned()
-                .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-            Some(Violation::new("nothing panics", message.unwrap_or_default()))
-        }
+        Err(panic) => Some(Violation::new("nothing panics", panic_message(&*panic))),
     };
     if let Some(violation) = &violation {
         world.trace.line(world.now, format_args!("VIOLATION {violation}"));
@@ -127,6 +148,7 @@ struct World<'a> {
     random: Random,
     edits: Random,
     options: Options,
+    found: Found,
     network: Rc<RefCell<Network>>,
     host: Option<Host<SimSocket>>,
     incarnation: u64,
@@ -151,10 +173,14 @@ struct World<'a> {
 }
 
 impl<'a> World<'a> {
-    fn new(plan: Plan, store: Box<dyn Store>, trace: Trace<'a>) -> Self {
+    fn new(plan: Plan, store: Box<dyn Store>, hooks: Hooks, trace: Trace<'a>) -> Self {
         let seed = plan.seed;
         let mut random = Random::fork(seed, 2);
-        let options = options(&plan, &mut Random::fork(seed, 3));
+        #[allow(clippy::disallowed_methods, reason = "an arbitrary start: only distances from it matter")]
+        let epoch = Instant::now();
+        let found = Found::default();
+        let mut options = options(&plan, &mut Random::fork(seed, 3));
+        options.hooks = own_hooks(hooks, epoch, &found);
         let latency = plan.rate(Fault::Latency);
         let weather = Weather {
             latency_max: Duration::from_millis(if latency > 0 { 10 + 5 * u64::from(latency) } else { 2 }),
@@ -188,8 +214,6 @@ impl<'a> World<'a> {
             load_errors: plan.rate(Fault::LoadErrors),
             outage_until: Duration::ZERO,
         };
-        #[allow(clippy::disallowed_methods, reason = "an arbitrary start: only distances from it matter")]
-        let epoch = Instant::now();
         Self {
             epoch,
             now: Duration::ZERO,
@@ -216,6 +240,7 @@ impl<'a> World<'a> {
             paused_at: None,
             random,
             options,
+            found,
             plan,
             trace,
         }
@@ -348,6 +373,9 @@ impl<'a> World<'a> {
 
     fn check_step(&mut self) -> Result<(), Violation> {
         self.settle()?;
+        if let Some(violation) = self.found.take() {
+            return Err(violation);
+        }
         let Some(host) = &self.host else { return Ok(()) };
         let server = host.server();
         let open = self.ends.values().filter(|end| matches!(end, End::Open { .. })).count();
@@ -410,6 +438,33 @@ impl<'a> World<'a> {
         }
         Ok(())
     }
+}
+
+/// Puts what the world needs around the hooks of the caller.
+fn own_hooks(mut hooks: Hooks, epoch: Instant, found: &Found) -> Hooks {
+    let on_request = hooks.on_request.take();
+    hooks.on_request = Some(Arc::new(move |request: &rfc6455::Request| {
+        let mut admission = match &on_request {
+            Some(on_request) => on_request(request)?,
+            None => Admission::by_path(request)?,
+        };
+        let query = request.path.split_once('?').map_or("", |(_, query)| query);
+        for part in query.split('&') {
+            if part == "viewer" {
+                admission.access = Access::ReadOnly;
+            }
+            if let Some(expires) = part.strip_prefix("expires=").and_then(|text| text.parse().ok()) {
+                admission.expires_at = Some(epoch + Duration::from_micros(expires));
+            }
+        }
+        Ok(admission)
+    }));
+    let (observer, found) = (hooks.observer.take(), found.clone());
+    hooks.observer = Some(Arc::new(move |shard, config, seed| {
+        let next = observer.as_ref().and_then(|observer| observer(shard, config, seed));
+        Some(Box::new(Watch::new(found.clone(), next)))
+    }));
+    hooks
 }
 
 /// Draws the limits and delays of the server.

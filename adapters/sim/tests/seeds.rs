@@ -4,7 +4,7 @@ use std::{env, process::Command};
 
 use bytes::Bytes;
 use yrs_websocket::RoomName;
-use yrs_websocket_sim::{Fault, Plan, run, run_with_store, shrink};
+use yrs_websocket_sim::{Fault, Plan, Setup, run, run_with, shrink};
 use yrs_websocket_store::{MemoryStore, Store, StoreError, Write};
 
 #[test]
@@ -69,7 +69,11 @@ impl Store for Forgetful {
 
 #[test]
 fn a_store_that_forgets_is_noticed() {
-    let run = |plan: &Plan| run_with_store(plan, Box::<Forgetful>::default(), None);
+    let run = |plan: &Plan| {
+        let mut setup = Setup::default();
+        setup.store = Box::<Forgetful>::default();
+        run_with(plan, setup)
+    };
     let (plan, violation) = (0..20)
         .find_map(|seed| {
             let outcome = run(&Plan::new(seed));

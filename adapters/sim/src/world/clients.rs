@@ -1,10 +1,10 @@
 //! The clients' side of the world: connecting, hearing, editing.
 
-use std::{collections::BTreeSet, fmt::Write as _, rc::Rc, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt::Write as _, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use yrs_websocket::{Access, Echo, message::Message};
-use yrs_websocket_host::{Admission, Admitted, Options, Upgrade, rfc6455};
+use yrs_websocket_host::{Admission, Admitted, Upgrade, rfc6455};
 
 use super::{End, Event, Who, World};
 use crate::{
@@ -59,8 +59,7 @@ impl World<'_> {
         if upgraded_by_others && !viewer {
             self.upgrade_outside(link, room, &mut session);
         } else {
-            let options = self.options_at_epoch();
-            self.ends.insert(link, End::Upgrading(Box::new(Upgrade::new(&options))));
+            self.ends.insert(link, End::Upgrading(Box::new(Upgrade::new(&self.options))));
         }
         *self.session(who) = Some(session);
         if self.session(who).as_ref().is_some_and(Session::is_open) {
@@ -90,25 +89,6 @@ impl World<'_> {
             }
             Err((_, refusal)) => self.refuse(link, &refusal),
         }
-    }
-
-    fn options_at_epoch(&self) -> Options {
-        let mut options = self.options.clone();
-        let epoch = self.epoch;
-        options.hooks.on_request = Some(Arc::new(move |request: &rfc6455::Request| {
-            let mut admission = Admission::by_path(request)?;
-            let query = request.path.split_once('?').map_or("", |(_, query)| query);
-            for part in query.split('&') {
-                if part == "viewer" {
-                    admission.access = Access::ReadOnly;
-                }
-                if let Some(expires) = part.strip_prefix("expires=").and_then(|text| text.parse().ok()) {
-                    admission.expires_at = Some(epoch + Duration::from_micros(expires));
-                }
-            }
-            Ok(admission)
-        }));
-        options
     }
 
     /// Writes what a client has to say, as far as the pipe takes it.
