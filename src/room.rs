@@ -131,6 +131,13 @@ enum Due {
     Presence,
 }
 
+/// The questions of a peer that have been answered just now.
+#[derive(Debug, Default)]
+struct Answered {
+    state: bool,
+    presence: bool,
+}
+
 /// A SyncStep1, or a catch-up, that cannot be answered yet.
 #[derive(Debug)]
 struct Question {
@@ -279,7 +286,7 @@ impl Room {
                 *bytes += frame.len() + LOADING_FRAME_COST;
                 waiting.push((connection, frame));
             }
-            Phase::Live => self.receive_live(now, connection, &frame, out),
+            Phase::Live => self.receive_live(now, connection, &frame, &mut Answered::default(), out),
             Phase::Closed => {}
         }
     }
@@ -373,8 +380,9 @@ impl Room {
         for connection in self.peers.keys().copied().collect::<Vec<_>>() {
             self.greet(now, connection, out);
         }
+        let mut answered: BTreeMap<_, Answered> = BTreeMap::new();
         for (connection, frame) in waiting {
-            self.receive_live(now, connection, &frame, out);
+            self.receive_live(now, connection, &frame, answered.entry(connection).or_default(), out);
         }
         self.after_change(now, out);
     }
@@ -576,10 +584,16 @@ impl Room {
         self.batch_bytes + self.storage.bytes
     }
 
-    /// Takes the messages of a frame. Each question is answered once: an answer may be as long as the
-    /// document, and a question takes four bytes.
-    fn receive_live(&mut self, now: Instant, connection: ConnectionId, frame: &Bytes, out: &mut Outputs) {
-        let mut is_answered = false;
+    /// Takes the messages of a frame. Of a frame, and of all that waited for a room to load, each question
+    /// of a peer is answered once: an answer may be as long as the document, and a question takes four bytes.
+    fn receive_live(
+        &mut self,
+        now: Instant,
+        connection: ConnectionId,
+        frame: &Bytes,
+        answered: &mut Answered,
+        out: &mut Outputs,
+    ) {
         let mut asks_back = false;
         let mut outdated = BTreeSet::new();
         for message in Message::decode(frame) {
@@ -597,7 +611,7 @@ impl Room {
                 }
                 Message::SyncStep1(state_vector) => match StateVector::decode(&state_vector) {
                     // What answers the first holds what later ones of the same moment lack.
-                    Ok(_) if mem::replace(&mut is_answered, true) => {}
+                    Ok(_) if mem::replace(&mut answered.state, true) => {}
                     Ok(known) => {
                         if let Some(peer) = self.peers.get_mut(&connection)
                             && !matches!(peer.past, Past::Told { .. })
@@ -629,6 +643,7 @@ impl Room {
                     Ok(entries) => outdated.append(&mut self.announce(now, connection, entries, out)),
                     Err(error) => return self.close(now, connection, CloseReason::Awareness(error), out),
                 },
+                Message::QueryAwareness if mem::replace(&mut answered.presence, true) => {}
                 Message::QueryAwareness => {
                     if let Some(update) = self.awareness.encode_present() {
                         self.send(now, connection, Due::Presence, Message::Awareness(update).encode(), out);

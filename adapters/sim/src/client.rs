@@ -219,7 +219,8 @@ impl Client {
             Message::SyncStep1(state_vector) => {
                 let known = yrs::StateVector::decode_v1(&state_vector)
                     .map_err(|error| Violation::new("state vectors decode", error))?;
-                let update = self.doc.transact().encode_state_as_update_v1(&known);
+                // Without what is pending: where pending updates overlap, yrs 0.28 merges them under wrong clocks.
+                let update = self.doc.transact().encode_diff_v1(&known);
                 answers.push(Message::SyncStep2(update.into()).encode());
             }
             Message::SyncStep2(update) => {
