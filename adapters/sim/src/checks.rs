@@ -16,8 +16,9 @@ use yrs_websocket::{
 use yrs_websocket_store::{Request, StoreError};
 
 use crate::{
-    client::{Client, document, value},
+    client::Client,
     disk::{Book, Content, scan},
+    document::{document, value},
 };
 
 /// Something that must hold and does not.

@@ -3,15 +3,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     mem,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use yrs::{
-    Any, Array, ArrayPrelim, Doc, GetString, Map, MapPrelim, OffsetKind, Options, Out, ReadTxn, Text,
-    TextPrelim, Transact, types::ToJson, updates::decoder::Decode, updates::encoder::Encode,
-};
+use yrs::{Doc, ReadTxn, Transact, updates::decoder::Decode, updates::encoder::Encode};
 use yrs_websocket::{
     awareness::{self, AwarenessEntry},
     message::Message,
@@ -22,6 +18,7 @@ use yrs_websocket_rfc6455::{self as rfc6455, ClientHandshake, ClientRequest, Han
 use crate::{
     Violation,
     disk::{Content, scan},
+    document::{Undo, document, edit, value},
     network::LinkId,
     random::Random,
 };
@@ -136,6 +133,11 @@ impl Session {
         self.flush();
     }
 
+    /// Sends bytes that are no frame.
+    pub(crate) fn send_raw(&mut self, bytes: &[u8]) {
+        self.out.extend(bytes);
+    }
+
     pub(crate) fn close(&mut self, now: Instant) {
         if let Layer::Open(connection) = &mut self.layer {
             connection.close(now, rfc6455::CloseCode::NORMAL, "");
@@ -160,6 +162,10 @@ pub(crate) struct Client {
     pub(crate) viewer: bool,
     /// Shows no presence.
     pub(crate) shy: bool,
+    /// Clients of one process go offline together, and are loaded anew together.
+    pub(crate) process: usize,
+    /// Before the document, which it lets go of.
+    undo: Option<Undo>,
     pub(crate) doc: Doc,
     pub(crate) id: ClientId,
     pub(crate) presence: Presence,
@@ -172,13 +178,23 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) fn new(room: usize, viewer: bool, shy: bool, random: &mut Random, now: Duration) -> Self {
+    pub(crate) fn new(
+        room: usize,
+        viewer: bool,
+        shy: bool,
+        process: usize,
+        random: &mut Random,
+        now: Duration,
+    ) -> Self {
         let id = new_id(random);
+        let doc = document(id);
         Self {
             room,
             viewer,
             shy,
-            doc: document(id),
+            process,
+            undo: random.permille(400).then(|| Undo::new(&doc)),
+            doc,
             id,
             presence: Presence::new(id, shy, now),
             session: None,
@@ -188,9 +204,9 @@ impl Client {
         }
     }
 
-    /// The page is loaded anew: what was not sent is gone.
-    pub(crate) fn forget(&mut self, random: &mut Random, now: Duration) {
-        *self = Self::new(self.room, self.viewer, self.shy, random, now);
+    /// The page is loaded anew, perhaps with another document: what was not sent is gone.
+    pub(crate) fn reload(&mut self, room: usize, random: &mut Random, now: Duration) {
+        *self = Self::new(room, self.viewer, self.shy, self.process, random, now);
     }
 
     /// What a stock client says when its connection opens.
@@ -265,7 +281,10 @@ impl Client {
 
     /// Changes the document in some way.
     pub(crate) fn edit(&mut self, random: &mut Random) -> Option<Bytes> {
-        let bytes = edit(&self.doc, random)?;
+        let bytes = match &mut self.undo {
+            Some(undo) if random.permille(300) => undo.edit(&self.doc, random)?,
+            _ => edit(&self.doc, random)?,
+        };
         let update = scan(bytes.clone()).expect("yrs writes updates that scan");
         self.made.add(&update);
         Some(bytes)
@@ -481,6 +500,17 @@ impl Hostile {
                 let entries: Vec<_> = entries.collect();
                 vec![Message::Awareness(awareness::encode(entries.into_iter())).encode()]
             }
+            Attack::Oversized => {
+                // More than small limits allow, and as much as others have to bear.
+                let count = random.between(1, 1500);
+                if random.permille(500) {
+                    let ids: Vec<_> = (0..count).map(|_| (new_id(random), 1, None)).collect();
+                    return vec![Message::Awareness(awareness::encode(ids.into_iter())).encode()];
+                }
+                let clocks = (0..count).map(|_| (yrs::ClientID::new(new_id(random).get()), 1));
+                let known = clocks.collect::<yrs::StateVector>();
+                vec![Message::SyncStep1(known.encode_v1().into()).encode()]
+            }
             Attack::Questions => {
                 let count = random.between(10, 400) as usize;
                 let empty = Message::SyncStep1(Bytes::from_static(&[0])).encode();
@@ -500,174 +530,20 @@ pub(crate) enum Attack {
     Shuffle,
     Forge,
     Questions,
+    Oversized,
+}
+
+/// The header of a frame that claims to be very long, and a little of what it claims.
+pub(crate) fn oversized_header(len_max: usize, random: &mut Random) -> Vec<u8> {
+    let len = random.pick(&[len_max as u64 + 1, 1 << 40, (1 << 63) - 1, u64::MAX]);
+    let mut bytes = vec![0x82, 0xff];
+    bytes.extend(len.to_be_bytes());
+    bytes.extend(&[7; 20][..random.index(20)]);
+    bytes
 }
 
 fn new_id(random: &mut Random) -> ClientId {
     ClientId::new(random.next() >> 32).expect("32 bits are less than 53")
-}
-
-pub(crate) fn document(id: ClientId) -> Doc {
-    let mut options = Options::with_guid_and_client_id("sim".into(), yrs::ClientID::new(id.get()));
-    options.offset_kind = OffsetKind::Utf16;
-    Doc::with_options(options)
-}
-
-/// Changes a document in one transaction; says what was changed, unless that is nothing.
-pub(crate) fn edit(doc: &Doc, random: &mut Random) -> Option<Bytes> {
-    let text = doc.get_or_insert_text("text");
-    let map = doc.get_or_insert_map("map");
-    let array = doc.get_or_insert_array("array");
-    let mut transaction = doc.transact_mut();
-    for _ in 0..if random.permille(200) { random.between(2, 4) } else { 1 } {
-        edit_once(&mut transaction, &text, &map, &array, random);
-    }
-    let update = transaction.encode_update_v1();
-    drop(transaction);
-    (update.as_slice() != [0, 0]).then(|| update.into())
-}
-
-pub(crate) fn edit_once(
-    transaction: &mut yrs::TransactionMut<'_>,
-    text: &yrs::TextRef,
-    map: &yrs::MapRef,
-    array: &yrs::ArrayRef,
-    random: &mut Random,
-) {
-    match random.below(10) {
-        0..=3 => insert_text(transaction, text, random),
-        4 => {
-            let places = char_places(&text.get_string(transaction));
-            if places.len() > 1 {
-                let from = random.index(places.len() - 1);
-                let to = (from + 1 + random.index(8)).min(places.len() - 1);
-                text.remove_range(transaction, places[from], places[to] - places[from]);
-            }
-        }
-        5 => {
-            let key = format!("k{}", random.below(5));
-            if random.permille(300) {
-                map.remove(transaction, &key);
-            } else {
-                map.insert(transaction, key, random.below(1000) as f64);
-            }
-        }
-        6 => {
-            let len = array.len(transaction);
-            if len > 0 && random.permille(400) {
-                let from = random.index(len as usize) as u32;
-                array.remove_range(transaction, from, 1.max((len - from).min(random.below(3) as u32)));
-            } else {
-                let at = random.below(u64::from(len) + 1) as u32;
-                array.insert_range(transaction, at, [Any::from(random.below(100) as f64), Any::Null]);
-            }
-        }
-        7 => {
-            let key = format!("n{}", random.below(3));
-            match map.get(transaction, &key) {
-                Some(Out::YText(nested)) => insert_text(transaction, &nested, random),
-                Some(Out::YMap(nested)) => {
-                    nested.insert(transaction, format!("{}", random.below(3)), "v");
-                }
-                Some(Out::YArray(nested)) => {
-                    nested.push_back(transaction, true);
-                }
-                _ => match random.below(3) {
-                    0 => drop(map.insert(transaction, key, TextPrelim::new("nested"))),
-                    1 => drop(map.insert(transaction, key, MapPrelim::default())),
-                    _ => drop(map.insert(transaction, key, ArrayPrelim::default())),
-                },
-            }
-        }
-        8 => {
-            let places = char_places(&text.get_string(transaction));
-            if places.len() > 1 {
-                let from = random.index(places.len() - 1);
-                let to = (from + 1 + random.index(5)).min(places.len() - 1);
-                let on = if random.permille(600) { Any::Bool(true) } else { Any::Null };
-                let attributes = [(Arc::from("bold"), on)].into();
-                text.format(transaction, places[from], places[to] - places[from], attributes);
-            }
-        }
-        _ => {
-            let len = array.len(transaction);
-            let at = random.below(u64::from(len) + 1) as u32;
-            array.insert(transaction, at, TextPrelim::new("in an array"));
-        }
-    }
-}
-
-fn insert_text(transaction: &mut yrs::TransactionMut<'_>, text: &yrs::TextRef, random: &mut Random) {
-    // Mostly at the end, as people type.
-    let place = if random.permille(500) {
-        text.len(transaction)
-    } else {
-        random.pick(&char_places(&text.get_string(transaction)))
-    };
-    let chunk = match random.below(4) {
-        0 => "\u{1f600}é",
-        1 => "hello ",
-        _ => ["a", "b", "c", "d"][random.index(4)],
-    };
-    text.insert(transaction, place, chunk);
-}
-
-/// The places in a text, as Yjs counts, at which no character is cut.
-fn char_places(text: &str) -> Vec<u32> {
-    let mut places = vec![0];
-    let mut at = 0;
-    for char in text.chars() {
-        at += char.len_utf16() as u32;
-        places.push(at);
-    }
-    places
-}
-
-/// What a document says, with sorted keys.
-pub(crate) fn value(doc: &Doc) -> String {
-    let text = doc.get_or_insert_text("text");
-    let map = doc.get_or_insert_map("map");
-    let array = doc.get_or_insert_array("array");
-    let transaction = doc.transact();
-    let mut out = String::new();
-    for chunk in text.diff(&transaction, yrs::types::text::YChange::identity) {
-        let attributes: BTreeMap<_, _> = chunk
-            .attributes
-            .map(|attributes| {
-                attributes.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
-            })
-            .unwrap_or_default();
-        out.push_str(&format!("{}{attributes:?}", chunk.insert.to_string(&transaction)));
-    }
-    write_any(&mut out, &map.to_json(&transaction));
-    write_any(&mut out, &array.to_json(&transaction));
-    let state: BTreeMap<_, _> =
-        transaction.state_vector().iter().map(|(client, clock)| (client.get(), *clock)).collect();
-    out.push_str(&format!("\n{state:?}"));
-    out
-}
-
-fn write_any(out: &mut String, any: &Any) {
-    match any {
-        Any::Array(items) => {
-            out.push('[');
-            items.iter().for_each(|item| {
-                write_any(out, item);
-                out.push(',');
-            });
-            out.push(']');
-        }
-        Any::Map(entries) => {
-            let entries: BTreeMap<_, _> = entries.iter().collect();
-            out.push('{');
-            for (key, value) in entries {
-                out.push_str(&format!("{key}:"));
-                write_any(out, value);
-                out.push(',');
-            }
-            out.push('}');
-        }
-        _ => out.push_str(&any.to_string()),
-    }
 }
 
 /// Takes up to so many bytes off the front of a queue.

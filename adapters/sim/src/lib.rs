@@ -37,6 +37,7 @@
 mod checks;
 mod client;
 mod disk;
+mod document;
 mod network;
 mod plan;
 mod random;

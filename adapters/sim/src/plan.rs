@@ -58,11 +58,15 @@ pub enum Fault {
     SmallLimits,
     /// The server edits too.
     ServerEdits,
+    /// The server's clock steps back for a moment.
+    ClockBack,
+    /// Somebody sends what is longer than it may be, or says that it is.
+    Oversized,
 }
 
 impl Fault {
-    /// All of them.
-    pub const ALL: [Self; 25] = [
+    /// All of them. Which ones a seed has stays the same where others are added behind them.
+    pub const ALL: [Self; 27] = [
         Self::Latency,
         Self::Torn,
         Self::NarrowPipes,
@@ -88,6 +92,8 @@ impl Fault {
         Self::Questions,
         Self::SmallLimits,
         Self::ServerEdits,
+        Self::ClockBack,
+        Self::Oversized,
     ];
 }
 
@@ -132,7 +138,7 @@ pub struct Plan {
 impl Plan {
     /// Draws a plan.
     pub fn new(seed: u64) -> Self {
-        let mut random = Random::fork(seed, 1);
+        let mut random = Random::fork(seed, 8);
         // Some worlds are nearly sane, some are mad.
         let share = random.pick(&[80, 200, 400]);
         let mut faults = BTreeMap::new();
@@ -142,6 +148,7 @@ impl Plan {
                 faults.insert(fault, rate);
             }
         }
+        let mut random = Random::fork(seed, 1);
         // Mostly small worlds: many of them find more than a few large ones in the same time. But some delays
         // are long, and some trouble takes long to brew.
         let storm = Duration::from_secs(random.pick(&[2, 2, 5, 5, 15, 15, 40, 100]));

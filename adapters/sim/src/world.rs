@@ -147,6 +147,7 @@ struct World<'a> {
     next_event: u64,
     random: Random,
     edits: Random,
+    clock_steps: Random,
     options: Options,
     found: Found,
     network: Rc<RefCell<Network>>,
@@ -177,7 +178,7 @@ impl<'a> World<'a> {
         let seed = plan.seed;
         let mut random = Random::fork(seed, 2);
         #[allow(clippy::disallowed_methods, reason = "an arbitrary start: only distances from it matter")]
-        let epoch = Instant::now();
+        let epoch = Instant::now() + CLOCK_BACK_MAX;
         let found = Found::default();
         let mut options = options(&plan, &mut Random::fork(seed, 3));
         options.hooks = own_hooks(hooks, epoch, &found);
@@ -200,7 +201,9 @@ impl<'a> World<'a> {
                 let viewer = index > 0 && makes.permille(100);
                 let shy = makes.permille(100);
                 let room = makes.index(rooms.len());
-                Client::new(room, viewer, shy, &mut makes, Duration::ZERO)
+                // Some processes show several documents.
+                let process = if makes.permille(300) { index / 2 } else { index };
+                Client::new(room, viewer, shy, process, &mut makes, Duration::ZERO)
             })
             .collect();
         let hostiles =
@@ -221,6 +224,7 @@ impl<'a> World<'a> {
             queue: BTreeMap::new(),
             next_event: 0,
             edits: Random::fork(seed, 6),
+            clock_steps: Random::fork(seed, 9),
             network: Rc::new(RefCell::new(Network::new(weather, Random::fork(seed, 7)))),
             host: None,
             incarnation: 0,
@@ -280,6 +284,16 @@ impl<'a> World<'a> {
         self.epoch + self.now
     }
 
+    /// What the server's clock says, which may step back.
+    fn clock(&mut self) -> Instant {
+        let rate = self.plan.rate(Fault::ClockBack);
+        if self.calm || !self.clock_steps.permille(rate) {
+            return self.instant();
+        }
+        let max = self.clock_steps.pick(&[1000, 1_000_000, CLOCK_BACK_MAX.as_micros() as u64]);
+        self.instant() - Duration::from_micros(self.clock_steps.below(max))
+    }
+
     fn at(&mut self, after: Duration, event: Event) {
         self.schedule(self.now + after, event);
     }
@@ -318,7 +332,7 @@ impl<'a> World<'a> {
             if timeout
                 .is_some_and(|timeout| timeout <= self.now && event.is_none_or(|event| timeout <= event))
             {
-                let now = self.instant();
+                let now = self.clock();
                 if let Some(host) = &mut self.host {
                     host.timeout(now);
                     checks::nothing_is_overdue(now, host.next_timeout())?;
@@ -487,6 +501,9 @@ fn options(plan: &Plan, random: &mut Random) -> Options {
         config.unstored_bytes_max = random.pick(&[64 << 10, 256 << 10]);
         config.loading_bytes_max = random.pick(&[2 << 10, 16 << 10]);
         options.limits.outbox_bytes_max = random.pick(&[100, 1000, 4 << 10]);
+        config.state_vector_len_max = 16 << 10;
+        config.awareness_ids_max = 64;
+        config.frame_len_max = 1 << 20;
         config.congestion_timeout = Duration::from_secs(random.pick(&[5, 60]));
     }
     options.config = config;
@@ -501,6 +518,9 @@ const CONVERGE: Duration = Duration::from_secs(45);
 
 /// Time for goodbyes and closes.
 const LEAVE: Duration = Duration::from_secs(75);
+
+/// How far the server's clock steps back at most.
+const CLOCK_BACK_MAX: Duration = Duration::from_secs(100);
 
 /// More than the maddest world needs.
 const STEPS_MAX: u64 = 2_000_000;

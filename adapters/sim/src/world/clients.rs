@@ -9,8 +9,9 @@ use yrs_websocket_host::{Admission, Admitted, Upgrade, rfc6455};
 use super::{End, Event, Who, World};
 use crate::{
     Fault, Violation, checks,
-    client::{Heard, Layer, Session, edit_once, take_front},
+    client::{Heard, Layer, Session, take_front},
     disk::{missing, scan},
+    document::edit_once,
     network::{LinkId, SimSocket},
 };
 
@@ -74,7 +75,7 @@ impl World<'_> {
 
     /// A web framework has made the upgrade.
     fn upgrade_outside(&mut self, link: LinkId, room: usize, session: &mut Session) {
-        let now = self.instant();
+        let now = self.clock();
         let mask_seed = self.random.next();
         let Some(host) = &mut self.host else { return };
         let socket = SimSocket { network: Rc::clone(&self.network), link };
@@ -299,16 +300,12 @@ impl World<'_> {
     }
 
     fn server_edit(&mut self, room: usize) {
-        let now = self.instant();
+        let now = self.clock();
         let name = self.rooms[room].clone();
         let Some(host) = &mut self.host else { return };
         let edits = &mut self.edits;
         let result = host.edit(now, &name, |transaction| {
-            use yrs::WriteTxn as _;
-            let text = transaction.get_or_insert_text("text");
-            let map = transaction.get_or_insert_map("map");
-            let array = transaction.get_or_insert_array("array");
-            edit_once(transaction, &text, &map, &array, edits);
+            edit_once(transaction, edits);
             transaction.encode_update_v1()
         });
         if let Ok(update) = result

@@ -7,7 +7,7 @@ use yrs_websocket::{message::Message, update::ClientId};
 use super::{Event, Who, World};
 use crate::{
     Fault, Violation,
-    client::Attack,
+    client::{Attack, oversized_header},
     disk::{Mood, scan},
     network::LinkId,
 };
@@ -55,27 +55,14 @@ impl World<'_> {
             }
             (Fault::Offline, _) => {
                 let length = self.up_to(Duration::from_secs(20), 30);
-                self.clients[index].away_until = self.now + length;
-                self.trace.line(self.now, format_args!("client {index} goes offline for {length:?}"));
-                self.abandon(index)?;
+                for index in self.process_of(index) {
+                    self.clients[index].away_until = self.now + length;
+                    self.trace.line(self.now, format_args!("client {index} goes offline for {length:?}"));
+                    self.abandon(index)?;
+                }
             }
             (Fault::Reload, _) => {
-                self.trace.line(self.now, format_args!("client {index} loads its page anew"));
-                // A tab that is closed in order says goodbye; a killed one does not.
-                if self.random.permille(300)
-                    && let Some(goodbye) = self.clients[index].presence.leave()
-                    && let Some(session) = &mut self.clients[index].session
-                {
-                    session.send(&goodbye);
-                    let now = self.epoch + self.now;
-                    session.close(now);
-                    let link = session.link;
-                    self.pump(link);
-                }
-                self.abandon(index)?;
-                let client = &mut self.clients[index];
-                self.strangers[client.room].union(&client.made);
-                client.forget(&mut self.random, self.now);
+                self.process_of(index).into_iter().try_for_each(|index| self.reload(index))?;
             }
             (Fault::Outage, _) => {
                 let length = self.up_to(Duration::from_secs(15), 20);
@@ -93,6 +80,35 @@ impl World<'_> {
             }
             _ => {}
         }
+        Ok(())
+    }
+
+    /// All clients of a client's process.
+    fn process_of(&self, index: usize) -> Vec<usize> {
+        let process = self.clients[index].process;
+        (0..self.clients.len()).filter(|other| self.clients[*other].process == process).collect()
+    }
+
+    /// The page of a client is loaded anew, perhaps to show another document.
+    fn reload(&mut self, index: usize) -> Result<(), Violation> {
+        // A tab that is closed in order says goodbye; a killed one does not.
+        if self.random.permille(300)
+            && let Some(goodbye) = self.clients[index].presence.leave()
+            && let Some(session) = &mut self.clients[index].session
+        {
+            session.send(&goodbye);
+            let now = self.epoch + self.now;
+            session.close(now);
+            let link = session.link;
+            self.pump(link);
+        }
+        self.abandon(index)?;
+        let moves = self.random.permille(300);
+        let client = &mut self.clients[index];
+        self.strangers[client.room].union(&client.made);
+        let room = if moves { self.random.index(self.rooms.len()) } else { client.room };
+        self.trace.line(self.now, format_args!("client {index} loads its page anew, for room {room}"));
+        client.reload(room, &mut self.random, self.now);
         Ok(())
     }
 
@@ -166,6 +182,7 @@ impl World<'_> {
             (Fault::Shuffle, Attack::Shuffle),
             (Fault::Forge, Attack::Forge),
             (Fault::Questions, Attack::Questions),
+            (Fault::Oversized, Attack::Oversized),
         ];
         let room = self.hostiles[index].room;
         for (fault, attack) in attacks {
@@ -193,8 +210,13 @@ impl World<'_> {
                     self.strangers[room].add(&update);
                 }
             }
+            let raw = (attack == Attack::Oversized && self.random.permille(500))
+                .then(|| oversized_header(self.options.config.frame_len_max, &mut self.random));
             if let Some(session) = &mut self.hostiles[index].session {
-                frames.iter().for_each(|frame| session.send(frame));
+                match &raw {
+                    Some(raw) => session.send_raw(raw),
+                    None => frames.iter().for_each(|frame| session.send(frame)),
+                }
             }
             self.pump(link);
         }

@@ -49,7 +49,7 @@ impl World<'_> {
     }
 
     pub(super) fn drain(&mut self) -> Result<(), Violation> {
-        let now = self.instant();
+        let now = self.clock();
         let length = self.up_to(Duration::from_secs(5), 10);
         let Some(host) = &mut self.host else { return Ok(()) };
         self.trace.line(self.now, format_args!("server drains within {length:?}"));
@@ -79,7 +79,7 @@ impl World<'_> {
     }
 
     pub(super) fn server_reads(&mut self, link: LinkId) -> Result<(), Violation> {
-        let now = self.instant();
+        let now = self.clock();
         let (mut bytes, at_end) = {
             let mut network = self.network.borrow_mut();
             let time = network.now;
@@ -151,7 +151,7 @@ impl World<'_> {
     }
 
     pub(super) fn server_writes(&mut self, link: LinkId) -> Result<(), Violation> {
-        let now = self.instant();
+        let now = self.clock();
         if let Some(End::Open { id, .. }) = self.ends.get(&link)
             && let Some(host) = &mut self.host
         {
@@ -245,7 +245,7 @@ impl World<'_> {
                 Ok(())
             }
             Due::Answer(answer) => {
-                let now = self.instant();
+                let now = self.clock();
                 let completions = self.disk.answer(answer);
                 if let Some(host) = &mut self.host {
                     host.completed(now, completions);
