@@ -34,6 +34,8 @@
 //! [`Host`]: yrs_websocket_host::Host
 //! [`Server`]: yrs_websocket::Server
 
+#![forbid(unsafe_code)]
+
 mod checks;
 mod client;
 mod disk;

@@ -1,6 +1,8 @@
 //! `yrs-websocket-sim --seed N` replays a world with a log; `--seeds A..B` runs many on all cores;
 //! `--replay FILE` replays what a live server recorded.
 
+#![forbid(unsafe_code)]
+
 use std::{
     collections::BTreeMap,
     env, fs, io,

@@ -80,6 +80,10 @@ impl Observer for Watch {
     }
 
     fn after(&mut self, server: &Server, outputs: &Outputs) {
+        // First, as it went last before: what it measures is the core, and not this.
+        if let Some(next) = &mut self.next {
+            next.after(server, outputs);
+        }
         let is_noop = mem::take(&mut self.is_noop);
         for output in outputs.iter() {
             match output {
@@ -114,9 +118,6 @@ impl Observer for Watch {
                 }
                 Output::Load { .. } | Output::Compact { .. } | Output::Event(_) => {}
             }
-        }
-        if let Some(next) = &mut self.next {
-            next.after(server, outputs);
         }
     }
 }
