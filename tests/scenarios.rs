@@ -446,6 +446,9 @@ fn a_long_sleep_of_the_machine_makes_everything_due_at_once_and_once() {
 #[test]
 fn the_table_in_the_readme_names_tests_that_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    if !root.join("adapters").exists() {
+        return; // the published package is the core alone
+    }
     let read = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
     let readme = read("README.md");
     let (_, table) = readme.split_once("## Fails elsewhere, holds here\n").expect("the README has the table");
