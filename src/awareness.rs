@@ -268,6 +268,11 @@ impl Awareness {
         self.entries.get(&client)?.state.as_ref()
     }
 
+    /// Those present and their states, as JSON text.
+    pub fn states(&self) -> impl Iterator<Item = (ClientId, &Bytes)> {
+        self.entries.iter().filter_map(|(client, entry)| Some((*client, entry.state.as_ref()?)))
+    }
+
     fn check(&self, connection: ConnectionId, client: ClientId, len: usize) -> Result<(), AwarenessLimit> {
         let Some(owned) = self.owners.get(&connection) else {
             return if len > self.limits.bytes_max { Err(AwarenessLimit::Bytes) } else { Ok(()) };

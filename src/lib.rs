@@ -3,7 +3,8 @@
 //! A [`Server`] keeps rooms in sync: it takes what happened ([`Input`]), and answers with what is to
 //! be done ([`Output`]). It opens no socket, starts no thread, reads no clock and draws no random
 //! number, so the same code runs under tokio, under blocking sockets, and in a simulated world where
-//! a seed replays every race.
+//! a seed replays every race. A [`Provider`] is the same for the other end of the line: it keeps a
+//! document of an application in sync with a room, through cuts and restarts.
 //!
 //! If you just want a server, start the program `yrs-websocket-server`; if you have a runtime, take
 //! the adapter for it (`yrs-websocket-tokio`). This crate is for event loops of your own.
@@ -72,7 +73,8 @@
 //! and updates commute, so a server needs to know only what it has, and reads that off the bytes:
 //! [`update`] proves, joins, diffs and squashes encoded updates, [`journal`] knows what a room has,
 //! [`room`] who is connected to it, [`server`] which rooms there are. A yrs document is built only
-//! when somebody reads or edits on the server's side ([`view`]). Dependencies point one way:
+//! when somebody reads or edits on the server's side ([`view`]), and by the application on the client's
+//! ([`provider`]). Dependencies point one way:
 //! [`message`], [`update`] and [`awareness`] know nothing of rooms, `room` nothing of `server`, and
 //! the core nothing of adapters.
 //!
@@ -116,6 +118,7 @@ pub mod config;
 pub mod journal;
 mod lib0;
 pub mod message;
+pub mod provider;
 mod random;
 pub mod room;
 mod room_name;
@@ -127,12 +130,16 @@ pub mod view;
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-use std::{ops::Deref, time::Instant};
+use std::{
+    ops::Deref,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
 pub use config::{Config, Echo};
+pub use provider::Provider;
 pub use room::Room;
 pub use room_name::{RoomName, RoomNameError};
 pub use server::{Input, Refusal, Server};
@@ -297,7 +304,7 @@ pub enum Event {
         /// The number of the write.
         seq: u64,
         /// After which time.
-        retry_in: std::time::Duration,
+        retry_in: Duration,
     },
     /// The store has lost what it had confirmed; everything is written once more.
     StoreLost {
@@ -377,16 +384,24 @@ impl CloseReason {
     }
 }
 
-/// What is to be done, in this order.
-#[derive(Debug, Default)]
+/// What is to be done, in this order: by a [`Server`], or with its own outputs by a [`Provider`].
+#[derive(Debug)]
 #[must_use = "an output that is ignored is data lost"]
-pub struct Outputs(SmallVec<[Output; 4]>);
+pub struct Outputs<O = Output>(SmallVec<[O; 4]>);
 
-impl Outputs {
-    fn push(&mut self, output: Output) {
+impl<O> Outputs<O> {
+    fn push(&mut self, output: O) {
         self.0.push(output);
     }
+}
 
+impl<O> Default for Outputs<O> {
+    fn default() -> Self {
+        Self(SmallVec::new())
+    }
+}
+
+impl Outputs {
     fn send(&mut self, to: Recipients, frame: Bytes) {
         self.0.push(Output::Send { to, frame });
     }
@@ -400,19 +415,19 @@ impl Outputs {
     }
 }
 
-impl Deref for Outputs {
-    type Target = [Output];
+impl<O> Deref for Outputs<O> {
+    type Target = [O];
 
-    fn deref(&self) -> &[Output] {
+    fn deref(&self) -> &[O] {
         &self.0
     }
 }
 
-impl IntoIterator for Outputs {
-    type Item = Output;
-    type IntoIter = OutputsIntoIter;
+impl<O> IntoIterator for Outputs<O> {
+    type Item = O;
+    type IntoIter = OutputsIntoIter<O>;
 
-    fn into_iter(self) -> OutputsIntoIter {
+    fn into_iter(self) -> OutputsIntoIter<O> {
         OutputsIntoIter(self.0.into_iter())
     }
 }
@@ -420,12 +435,12 @@ impl IntoIterator for Outputs {
 /// Hands out [`Outputs`] one by one.
 #[derive(Debug)]
 #[must_use = "an output that is ignored is data lost"]
-pub struct OutputsIntoIter(smallvec::IntoIter<[Output; 4]>);
+pub struct OutputsIntoIter<O = Output>(smallvec::IntoIter<[O; 4]>);
 
-impl Iterator for OutputsIntoIter {
-    type Item = Output;
+impl<O> Iterator for OutputsIntoIter<O> {
+    type Item = O;
 
-    fn next(&mut self) -> Option<Output> {
+    fn next(&mut self) -> Option<O> {
         self.0.next()
     }
 }
@@ -466,3 +481,20 @@ impl FromIterator<ConnectionId> for Recipients {
         Self(connections.into_iter().collect())
     }
 }
+
+fn is_due(deadline: Option<Instant>, now: Instant) -> bool {
+    deadline.is_some_and(|deadline| deadline <= now)
+}
+
+/// An instant so much later; delays beyond a year are a year.
+fn after(now: Instant, delay: Duration) -> Instant {
+    now + delay.min(YEAR)
+}
+
+fn soonest(timer: &mut Option<Instant>, deadline: Option<Instant>) {
+    if let Some(deadline) = deadline {
+        *timer = Some(timer.map_or(deadline, |timer| timer.min(deadline)));
+    }
+}
+
+const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);

@@ -31,10 +31,13 @@ use yrs::TransactionMut;
 
 use crate::{
     Access, CloseReason, Config, ConnectionId, Echo, Event, Join, Output, Outputs, Recipients, RoomName,
+    after,
     awareness::{self, Awareness, AwarenessLimits},
+    is_due,
     journal::{Journal, JournalLimits, Received, Squashed},
     message::Message,
     random::Random,
+    soonest,
     update::{self, ClientId, ScanRules, SquashOptions, StateVector, Update},
     view::{View, ViewError},
 };
@@ -1392,10 +1395,6 @@ fn refusal() -> Bytes {
     Message::PermissionDenied(READ_ONLY.to_owned()).encode()
 }
 
-fn is_due(deadline: Option<Instant>, now: Instant) -> bool {
-    deadline.is_some_and(|deadline| deadline <= now)
-}
-
 impl Past {
     /// The peer has answered: the room is at `state` now, and all that the peer had is in it.
     fn told(&mut self, last_change: u64, state: &StateVector) {
@@ -1420,17 +1419,6 @@ fn knows_part_of_inserts(known: &StateVector, update: &Update) -> bool {
     update.inserts().any(|(client, clocks)| known.clock(client) > clocks.start)
 }
 
-/// An instant so much later; delays beyond a year are a year.
-fn after(now: Instant, delay: Duration) -> Instant {
-    now + delay.min(YEAR)
-}
-
-fn soonest(timer: &mut Option<Instant>, deadline: Option<Instant>) {
-    if let Some(deadline) = deadline {
-        *timer = Some(timer.map_or(deadline, |timer| timer.min(deadline)));
-    }
-}
-
 fn var_uint_len(value: usize) -> usize {
     (usize::BITS - (value | 1).leading_zeros()).div_ceil(7) as usize
 }
@@ -1440,8 +1428,6 @@ const HEAD_LEN_MAX: usize = 16;
 
 /// With a shorter one the timer would do nothing else.
 const KEEPALIVE_MIN: Duration = Duration::from_millis(1);
-
-const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// `00 02`.
 const UPDATE_HEAD_LEN: usize = 2;

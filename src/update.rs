@@ -117,6 +117,22 @@ impl IdSet {
         !clocks.is_empty() && self.0.entry(client).or_default().insert(clocks)
     }
 
+    /// Takes clocks out; false if none of them was there.
+    pub(crate) fn remove_all(&mut self, clocks: impl IntoIterator<Item = (ClientId, Range<u64>)>) -> bool {
+        let mut any = false;
+        if self.is_empty() {
+            return any;
+        }
+        for (client, clocks) in clocks {
+            let Some(ranges) = self.0.get_mut(&client) else { continue };
+            any |= ranges.remove(clocks);
+            if ranges.0.is_empty() {
+                self.0.remove(&client);
+            }
+        }
+        any
+    }
+
     /// Adds all of another set.
     pub fn union(&mut self, other: &Self) {
         for (client, clocks) in other.iter() {
@@ -976,6 +992,23 @@ impl Ranges {
         }
         self.0.insert(range.start, range.end);
         true
+    }
+
+    /// Takes a range out; false if nothing of it was there.
+    fn remove(&mut self, range: Range<u64>) -> bool {
+        let covered: SmallVec<[Range<u64>; 1]> = self.covered(range).collect();
+        for part in &covered {
+            // What is covered without a gap is one range, which may reach beyond on both sides.
+            let (&start, &end) = self.0.range(..=part.start).next_back().expect("it is covered");
+            self.0.remove(&start);
+            if start < part.start {
+                self.0.insert(start, part.start);
+            }
+            if part.end < end {
+                self.0.insert(part.end, end);
+            }
+        }
+        !covered.is_empty()
     }
 
     /// The parts of `range` that are covered, in order.
