@@ -1,3 +1,5 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| yrs_websocket_fuzz::update(data));
+use yrs_websocket_fuzz::{let_yrs_panic, update};
+
+libfuzzer_sys::fuzz_target!(init: let_yrs_panic(), |data: &[u8]| update(data));
