@@ -66,7 +66,7 @@ pub fn replay(file: Bytes, mut log: Option<&mut dyn Write>) -> Result<Replayed, 
     let mut squashes = BTreeMap::new();
     let mut replayed = Replayed { version: recording.version.clone(), steps: 0, end: ReplayEnd::Same };
     let mut last = (0, String::new());
-    while let Some(record) = recording.next() {
+    for record in recording.by_ref() {
         let Ok(record) = record else {
             replayed.end = ReplayEnd::Damaged;
             return Ok(replayed);

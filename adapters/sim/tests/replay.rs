@@ -91,8 +91,10 @@ fn the_first_step_with_other_outputs_is_named() {
         |clock: u8| Bytes::from(vec![0, 2, 14, 1, 1, 1, clock, 4, 1, 4, b't', b'e', b'x', b't', 1, b'a', 0]);
     let join = |id| Input::Connected(Join::new(ConnectionId(id), room.clone(), Access::Write));
     let received = |frame| Input::Received { connection: ConnectionId(1), frame };
+    let frame = Bytes::from_static(&[0, 0, 1, 0]);
+    let asks = Input::Received { connection: ConnectionId(2), frame };
     let loaded = Input::Loaded { room: room.clone(), updates: Vec::new() };
-    for input in [join(1), join(2), loaded, received(edit(0)), received(edit(1))] {
+    for input in [join(1), join(2), loaded, asks, received(edit(0)), received(edit(1))] {
         recorder.before(now, &server, Step::Input(&input));
         let outputs = server.handle(now, input);
         recorder.after(&server, &outputs);
@@ -101,7 +103,7 @@ fn the_first_step_with_other_outputs_is_named() {
 
     let replayed = replay(file.take(), None).unwrap();
     // The first edit goes out at once in any case, the second one after the flush interval.
-    let ReplayEnd::Different { step: 5, what } = replayed.end else { panic!("{:?}", replayed.end) };
+    let ReplayEnd::Different { step: 6, what } = replayed.end else { panic!("{:?}", replayed.end) };
     assert!(what.contains("Received { connection: ConnectionId(1)"), "{what}");
 }
 
