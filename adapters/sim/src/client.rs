@@ -504,7 +504,8 @@ impl Hostile {
                 // More than small limits allow, and as much as others have to bear.
                 let count = random.between(1, 1500);
                 if random.permille(500) {
-                    let ids: Vec<_> = (0..count).map(|_| (new_id(random), 1, None)).collect();
+                    let state = Bytes::from_static(b"{}");
+                    let ids: Vec<_> = (0..count / 4).map(|_| (new_id(random), 1, Some(&state))).collect();
                     return vec![Message::Awareness(awareness::encode(ids.into_iter())).encode()];
                 }
                 let clocks = (0..count).map(|_| (yrs::ClientID::new(new_id(random).get()), 1));

@@ -402,7 +402,11 @@ impl<'a> World<'a> {
                 if bytes > max {
                     let rooms = server.rooms();
                     let largest = rooms.map(|room| room.journal().len_bytes()).max().unwrap_or(0);
-                    let presence = 100 * (self.clients.len() + self.hostiles.len());
+                    let ids = match self.plan.rate(Fault::Oversized) {
+                        0 => self.clients.len() + self.hostiles.len(),
+                        _ => self.clients.len() + self.hostiles.len() * self.options.config.awareness_ids_max,
+                    };
+                    let presence = 100 * ids;
                     checks::outbox_is_bounded(*link, bytes, max, 3 * largest + presence + 4096)?;
                 }
             }

@@ -41,14 +41,9 @@ fn steps_of_simulated_worlds_take_a_small_multiple_of_what_they_are_about() {
         let mut setup = Setup::default();
         let measured = Arc::clone(&measured);
         setup.hooks.observer = Some(Arc::new(move |_, _, _| {
-            let meter = Meter {
-                seed,
-                step: String::new(),
-                len: 0,
-                live: 0,
-                waiting: 0,
-                measured: Arc::clone(&measured),
-            };
+            let measured = Arc::clone(&measured);
+            let meter =
+                Meter { seed, step: String::new(), len: 0, live: 0, waiting: 0, presence: 0, measured };
             Some(Box::new(meter) as Box<dyn Observer>)
         }));
         let _ = run_with(&Plan::new(seed), setup);
@@ -71,6 +66,8 @@ struct Meter {
     live: isize,
     /// Bytes of frames that may wait for a room to be loaded.
     waiting: usize,
+    /// Bytes of the longest frame of presence.
+    presence: usize,
     /// The peak and what it was for; small ones are left out.
     measured: Arc<Mutex<Vec<(usize, usize, String)>>>,
 }
@@ -80,9 +77,11 @@ impl Observer for Meter {
         let input = match step {
             Step::Input(Input::Received { frame, .. }) => {
                 if server.rooms().any(|room| !room.is_live()) {
-                    self.waiting += frame.len();
+                    // The queue, too, grows at times.
+                    self.waiting += frame.len() + 40;
                 }
-                frame.len()
+                self.presence = self.presence.max(if frame.first() == Some(&1) { frame.len() } else { 0 });
+                frame.len() + self.waiting
             }
             Step::Input(Input::Loaded { updates, .. }) => {
                 mem::take(&mut self.waiting) + updates.iter().map(Bytes::len).sum::<usize>()
@@ -91,7 +90,7 @@ impl Observer for Meter {
         };
         let rooms = server.rooms().map(|room| room.journal().len_bytes() + room.unstored_bytes());
         // For each who is connected there may be an answer, and presence.
-        self.len = input + rooms.sum::<usize>() + 200 * server.connections();
+        self.len = input + rooms.sum::<usize>() + (200 + self.presence) * server.connections();
         self.step = format!("seed {}: {:.100}", self.seed, format!("{step:?}"));
         self.live = start();
     }
