@@ -24,10 +24,12 @@ pub(crate) fn document(id: ClientId) -> Doc {
 /// Changes a document in one transaction; says what its `update` event says.
 pub(crate) fn edit(doc: &Doc, random: &mut Random) -> Option<Bytes> {
     let many = if random.permille(200) { random.between(2, 4) } else { 1 };
-    update_event(doc, || {
-        let mut transaction = doc.transact_mut();
-        (0..many).for_each(|_| edit_once(&mut transaction, random));
-    })
+    let mut transaction = doc.transact_mut();
+    (0..many).for_each(|_| edit_once(&mut transaction, random));
+    // The event comes after what is deleted was collected.
+    transaction.commit();
+    let update = transaction.encode_update_v1();
+    (update.as_slice() != [0, 0]).then(|| update.into())
 }
 
 /// What the `update` event of a document says while `f` changes it, unless that is nothing.
