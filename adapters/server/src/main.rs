@@ -1,12 +1,14 @@
 //! A Yjs WebSocket server: start it and point `y-websocket` at it.
 
 use std::{
+    fs::File,
     io::{self, IsTerminal, Write},
     net::SocketAddr,
-    path::PathBuf,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
     process::ExitCode,
     str::FromStr,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -20,7 +22,7 @@ use tokio::{
 use tracing::{error, info, level_filters::LevelFilter, warn};
 use yrs_websocket::Event;
 use yrs_websocket_store::SqliteStore;
-use yrs_websocket_tokio::{Options, Service};
+use yrs_websocket_tokio::{Observer, Options, Service, record::Recorder};
 
 /// Serves Yjs documents over WebSocket.
 #[derive(Debug, Parser)]
@@ -35,6 +37,10 @@ struct Arguments {
     /// What is logged to stderr: off, error, warn, info, debug or trace.
     #[arg(long, default_value = "info", value_name = "LEVEL")]
     log: LevelFilter,
+    /// Records what the server is told, for bug reports, in new files PATH.0, PATH.1 and so on, one for
+    /// each core. They hold the contents of all documents. `yrs-websocket-sim --replay` reads them.
+    #[arg(long, value_name = "PATH")]
+    record: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone)]
@@ -117,6 +123,16 @@ fn start(arguments: &Arguments) -> Result<Service, ExitCode> {
     options.hooks.on_event = Some(Arc::new(log));
     options.hooks.on_store_error = Some(Arc::new(|room, error| error!(%room, "{error}")));
     let shards = thread::available_parallelism().map_or(1, Into::into);
+    if let Some(path) = &arguments.record {
+        let files = (0..shards).map(|shard| record_file(path, shard)).collect::<io::Result<Vec<_>>>();
+        let files = files.map_err(|error| failed(&format!("cannot record to {}", path.display()), &error))?;
+        warn!("recording the contents of all documents to {}.*", path.display());
+        let files = Mutex::new(files.into_iter().map(Some).collect::<Vec<_>>());
+        options.hooks.observer = Some(Arc::new(move |shard, config, seed| {
+            let file = files.lock().unwrap_or_else(PoisonError::into_inner).get_mut(shard)?.take()?;
+            Some(Box::new(Recorder::new(file, config, seed)) as Box<dyn Observer>)
+        }));
+    }
     let service = match &arguments.store {
         StoreUrl::Memory => {
             warn!("documents are kept in memory only");
@@ -130,6 +146,13 @@ fn start(arguments: &Arguments) -> Result<Service, ExitCode> {
         }
     };
     service.map_err(|error| failed("cannot start", &error))
+}
+
+/// Makes a file that nobody else may read, and that is no older recording.
+fn record_file(path: &Path, shard: usize) -> io::Result<File> {
+    let mut path = path.as_os_str().to_owned();
+    path.push(format!(".{shard}"));
+    File::options().write(true).create_new(true).mode(0o600).open(path)
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {

@@ -23,4 +23,6 @@ mod connection;
 mod service;
 
 pub use service::{Drained, Service, serve};
-pub use yrs_websocket_host::{Admission, Admitted, Counters, Hooks, Limits, Options, Upgrade, rfc6455};
+pub use yrs_websocket_host::{
+    Admission, Admitted, Counters, Hooks, Limits, Observer, Options, Step, Upgrade, record, rfc6455,
+};
