@@ -19,13 +19,21 @@
 //!
 //! Frames are written where they arise: a broadcast goes straight to each socket that takes it, and
 //! only a socket that does not is left to its own task, which [`Socket::wake`] calls.
+//!
+//! A [`Client`] is the same for the other end: a [`Provider`](yrs_websocket::Provider), its connection
+//! and its outbox. [`stream`] drives it, for runtimes with tasks.
 
+mod bell;
+mod client;
 mod host;
 mod outbox;
 pub mod record;
 mod storage;
+pub mod stream;
 mod upgrade;
 
+pub use bell::Bell;
+pub use client::{Client, ClientHandle, ClientNext, ClientOptions, DialError, target};
 pub use host::{Completion, Counters, Host, Next, Observer, Socket, Step, shard_of_connection};
 pub use storage::Storage;
 pub use upgrade::{Admission, Admitted, Hooks, Limits, Options, Upgrade, shard_of};

@@ -18,11 +18,16 @@
 //!
 //! A connection that somebody else has accepted, TLS or a web framework's upgrade, is served by
 //! [`Service::serve_stream`] and stays on the caller's runtime.
+//!
+//! A [`Client`] keeps a document of the application's own in sync with a room on a server.
 
+mod client;
 mod connection;
 mod service;
 
+pub use client::Client;
 pub use service::{Drained, Service, serve};
 pub use yrs_websocket_host::{
-    Admission, Admitted, Counters, Hooks, Limits, Observer, Options, Step, Upgrade, record, rfc6455,
+    Admission, Admitted, ClientHandle, ClientOptions, Counters, DialError, Hooks, Limits, Observer, Options,
+    Step, Upgrade, record, rfc6455, target,
 };

@@ -348,7 +348,7 @@ impl Shard {
 }
 
 /// A number from the system: the standard library seeds its hash maps from it.
-fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 

@@ -1,0 +1,99 @@
+use std::{
+    future::Future,
+    io::{self, IoSlice},
+    net::SocketAddr,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpStream, lookup_host},
+    time,
+};
+use yrs::Doc;
+use yrs_websocket_host::{ClientHandle, ClientOptions, stream};
+
+use crate::service::seed;
+
+/// A document's connection to a room on a server: made again whenever it is lost, until it is left.
+///
+/// ```no_run
+/// use yrs_websocket_tokio::{Client, ClientOptions};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let doc = yrs::Doc::new();
+/// let mut client = Client::new(doc.clone(), ClientOptions::new("127.0.0.1:1234", "notes"));
+/// let handle = client.handle();
+/// let running = tokio::spawn(async move { client.run("127.0.0.1:1234").await });
+/// // ... edit `doc` as you like, and in the end:
+/// handle.leave(std::time::Instant::now() + std::time::Duration::from_secs(5));
+/// let unacknowledged = running.await.unwrap();
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Client(yrs_websocket_host::Client);
+
+impl Client {
+    /// Makes a client; it does nothing before it runs.
+    pub fn new(doc: Doc, options: ClientOptions) -> Self {
+        Self(yrs_websocket_host::Client::new(doc, options, seed()))
+    }
+
+    /// A handle for the application.
+    pub fn handle(&self) -> ClientHandle {
+        self.0.handle()
+    }
+
+    /// Runs over TCP to `host:port` until it is [left](ClientHandle::leave), or the server says to stay
+    /// away. Says whether there are changes that the server has not acknowledged. May run again.
+    pub async fn run(&mut self, address: &str) -> bool {
+        self.run_over(|| connect(address)).await
+    }
+
+    /// The same over streams of any kind, TLS for example.
+    pub async fn run_over<S, D>(&mut self, mut dial: impl FnMut() -> D) -> bool
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+        D: Future<Output = io::Result<S>>,
+    {
+        let dial = || {
+            let dialling = dial();
+            async move { dialling.await.map(Stream) }
+        };
+        #[allow(clippy::disallowed_methods, reason = "an adapter reads the clock")]
+        stream::run_client(&mut self.0, dial, |at| time::sleep_until(at.into()), Instant::now).await
+    }
+}
+
+async fn connect(address: &str) -> io::Result<TcpStream> {
+    let addresses: Vec<SocketAddr> = lookup_host(address).await?.collect();
+    let stream = TcpStream::connect(&addresses[..]).await?;
+    let _ = stream.set_nodelay(true);
+    Ok(stream)
+}
+
+/// A stream of tokio.
+struct Stream<S>(S);
+
+impl<S: AsyncRead + AsyncWrite + Unpin> stream::Stream for Stream<S> {
+    fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut buffer = ReadBuf::new(buffer);
+        ready!(Pin::new(&mut self.0).poll_read(cx, &mut buffer))?;
+        Poll::Ready(Ok(buffer.filled().len()))
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, buffers: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(cx, buffers)
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shut_down(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
