@@ -1,13 +1,17 @@
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Condvar, Mutex, PoisonError},
     task::{Context, Poll, Wake},
+    time::Duration,
 };
 
 /// Calls one task, or one thread, that waits for it; a call that finds nobody waiting is kept.
 ///
-/// A task waits by [`Bell::poll`]; a thread by the same, with a waker that unparks it.
+/// A task waits by [`Bell::poll`], a thread by [`Bell::wait`].
 #[derive(Debug, Default)]
-pub struct Bell(Mutex<Rung>);
+pub struct Bell {
+    rung: Mutex<Rung>,
+    threads: Condvar,
+}
 
 #[derive(Debug, Default)]
 struct Rung {
@@ -19,10 +23,11 @@ impl Bell {
     /// Calls; never waits, and may be called often.
     pub fn ring(&self) {
         let waiting = {
-            let mut rung = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
             rung.is_rung = true;
             rung.waiting.take()
         };
+        self.threads.notify_one();
         if let Some(waiting) = waiting {
             waiting.wake();
         }
@@ -30,12 +35,22 @@ impl Bell {
 
     /// Waits for a call. Only who polled last is called.
     pub fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut rung = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
         if std::mem::take(&mut rung.is_rung) {
             return Poll::Ready(());
         }
         rung.waiting = Some(cx.waker().clone());
         Poll::Pending
+    }
+
+    /// Holds the thread up until a call comes, or for so long; `None` is for ever. May return early.
+    pub fn wait(&self, timeout: Option<Duration>) {
+        let mut rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
+        if !rung.is_rung {
+            let timeout = timeout.unwrap_or(Duration::MAX);
+            rung = self.threads.wait_timeout(rung, timeout).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        rung.is_rung = false;
     }
 }
 

@@ -20,14 +20,16 @@
 //! Frames are written where they arise: a broadcast goes straight to each socket that takes it, and
 //! only a socket that does not is left to its own task, which [`Socket::wake`] calls.
 //!
-//! A [`Client`] is the same for the other end: a [`Provider`](yrs_websocket::Provider), its connection
-//! and its outbox. [`stream`] drives it, for runtimes with tasks.
+//! [`Shards`] are several hosts behind locks, for runtimes with threads. A [`Client`] is the same as a
+//! host for the other end: a [`Provider`](yrs_websocket::Provider), its connection
+//! and its outbox. [`stream`] drives both, for runtimes with tasks.
 
 mod bell;
 mod client;
 mod host;
 mod outbox;
 pub mod record;
+mod shards;
 mod storage;
 pub mod stream;
 mod upgrade;
@@ -35,10 +37,13 @@ mod upgrade;
 pub use bell::Bell;
 pub use client::{Client, ClientHandle, ClientNext, ClientOptions, DialError, target};
 pub use host::{Completion, Counters, Host, Next, Observer, Socket, Step, shard_of_connection};
+pub use shards::Shards;
 pub use storage::Storage;
 pub use upgrade::{Admission, Admitted, Hooks, Limits, Options, Upgrade, shard_of};
 
 /// What an edit on the server's side is made with.
 pub use yrs::{Transaction, TransactionMut};
+/// Names a connection to the host.
+pub use yrs_websocket::ConnectionId;
 /// The WebSocket layer, for requests and refusals.
 pub use yrs_websocket_rfc6455 as rfc6455;

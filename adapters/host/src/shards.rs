@@ -1,0 +1,276 @@
+use std::{
+    fmt, io,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use yrs_websocket::{Access, ConnectionId, Input, RoomName, journal::Squashed, view::ViewError};
+use yrs_websocket_store::{MemoryStore, Store, StoreThread};
+
+use crate::{
+    Bell, Completion, Counters, Host, Options, Socket, Storage, Transaction, TransactionMut, shard_of,
+    shard_of_connection,
+};
+
+/// A server: rooms on several [`Host`]s, each behind a lock, over one store.
+///
+/// A runtime serves connections by [`Shards::with`], and keeps the time of each host on a task or thread
+/// of its own: sleep until [`Shards::arm`] says or its [bell](Shards::bell) rings, then
+/// [`Shards::keep_time`].
+pub struct Shards<S> {
+    options: Options,
+    clock: fn() -> Instant,
+    shards: Box<[Shard<S>]>,
+    store: Option<Arc<StoreThread<usize, Squashed>>>,
+    accept_failures: AtomicU64,
+    is_stopped: AtomicBool,
+    drained: Bell,
+}
+
+struct Shard<S> {
+    locked: Mutex<Locked<S>>,
+    bell: Bell,
+    is_drained: AtomicBool,
+}
+
+struct Locked<S> {
+    host: Host<S>,
+    /// The deadline that who keeps the time knows.
+    armed: Option<Instant>,
+}
+
+impl<S: Socket + Send + 'static> Shards<S> {
+    /// Makes a server that keeps its documents in memory. `seed` is drawn from the system.
+    pub fn in_memory(options: Options, count: usize, clock: fn() -> Instant, seed: u64) -> Arc<Self> {
+        let storage = |shard| Storage::Inline(Box::new(MemoryStore::new()), shard);
+        Arc::new(Self::new(options, count, clock, seed, None, storage))
+    }
+
+    /// Makes a server over a store, which gets a thread of its own.
+    ///
+    /// # Errors
+    ///
+    /// If the thread cannot be started.
+    pub fn with_store(
+        options: Options,
+        count: usize,
+        clock: fn() -> Instant,
+        seed: u64,
+        store: impl Store,
+    ) -> io::Result<Arc<Self>> {
+        // Weak: the hosts hold the store, whose thread would otherwise keep them, and itself, for ever.
+        let made = Arc::new(OnceLock::<Weak<Self>>::new());
+        let shards = Arc::clone(&made);
+        let thread = StoreThread::spawn(store, move |mut completions: Vec<(usize, Completion)>| {
+            let Some(shards) = shards.get().and_then(Weak::upgrade) else { return };
+            completions.sort_by_key(|(shard, _)| *shard);
+            let mut completions = completions.into_iter().peekable();
+            while let Some((shard, first)) = completions.next() {
+                let mut of_shard = vec![first];
+                while let Some((_, completion)) = completions.next_if(|(next, _)| *next == shard) {
+                    of_shard.push(completion);
+                }
+                shards.with(shard, |host, now| host.completed(now, of_shard));
+            }
+        })?;
+        let thread = Arc::new(thread);
+        let storage = |shard| Storage::Thread(Arc::clone(&thread), shard);
+        let shards = Arc::new(Self::new(options, count, clock, seed, Some(Arc::clone(&thread)), storage));
+        let _ = made.set(Arc::downgrade(&shards));
+        Ok(shards)
+    }
+
+    fn new(
+        options: Options,
+        count: usize,
+        clock: fn() -> Instant,
+        seed: u64,
+        store: Option<Arc<StoreThread<usize, Squashed>>>,
+        storage: impl Fn(usize) -> Storage,
+    ) -> Self {
+        let shards = (0..count.max(1)).map(|index| Shard {
+            locked: Mutex::new(Locked {
+                host: Host::new(&options, storage(index), seed.wrapping_add(index as u64)),
+                armed: None,
+            }),
+            bell: Bell::default(),
+            is_drained: AtomicBool::new(false),
+        });
+        Self {
+            shards: shards.collect(),
+            options,
+            clock,
+            store,
+            accept_failures: AtomicU64::new(0),
+            is_stopped: AtomicBool::new(false),
+            drained: Bell::default(),
+        }
+    }
+
+    /// Lets a host do something, and who keeps its time know if something is due earlier now.
+    pub fn with<R>(&self, shard: usize, f: impl FnOnce(&mut Host<S>, Instant) -> R) -> R {
+        let shard = &self.shards[shard];
+        let mut locked = shard.lock();
+        let result = f(&mut locked.host, (self.clock)());
+        let next = locked.host.next_timeout();
+        if next.is_some_and(|next| locked.armed.is_none_or(|armed| next < armed)) {
+            locked.armed = next;
+            shard.bell.ring();
+        }
+        if locked.host.is_drained() && !shard.is_drained.swap(true, Ordering::Relaxed) {
+            drop(locked);
+            self.drained.ring();
+        }
+        result
+    }
+
+    /// When [`Shards::keep_time`] has something to do for a host; it is taken to be known from now on.
+    pub fn arm(&self, shard: usize) -> Option<Instant> {
+        let mut locked = self.shards[shard].lock();
+        locked.armed = locked.host.next_timeout();
+        locked.armed
+    }
+
+    /// Rings when what [`Shards::arm`] said is no longer so, and when the server is stopped.
+    pub fn bell(&self, shard: usize) -> &Bell {
+        &self.shards[shard].bell
+    }
+
+    /// Does what is due in a host. False where the server is stopped: its connections are forgotten then,
+    /// and nothing is left to be done.
+    pub fn keep_time(&self, shard: usize) -> bool {
+        let is_stopped = self.is_stopped();
+        self.with(shard, |host, now| if is_stopped { host.all_ended(now) } else { host.timeout(now) });
+        !is_stopped
+    }
+
+    /// Refuses connections from now on, makes everything durable, and sends everybody away one after
+    /// another, by the deadline.
+    pub fn drain(&self, deadline: Instant) {
+        for shard in 0..self.len() {
+            self.with(shard, |host, now| host.drain(now, deadline));
+        }
+    }
+
+    /// Whether a drain is over.
+    pub fn is_drained(&self) -> bool {
+        self.shards.iter().all(|shard| shard.is_drained.load(Ordering::Relaxed))
+    }
+
+    /// Rings when a host's drain is over.
+    pub fn drained(&self) -> &Bell {
+        &self.drained
+    }
+
+    /// Ends everything, as a crash would: what is not durable is lost, and was not acknowledged.
+    pub fn stop(&self) {
+        self.is_stopped.store(true, Ordering::Relaxed);
+        for shard in &self.shards {
+            shard.bell.ring();
+        }
+        self.drained.ring();
+    }
+
+    /// Waits for the store to finish what it was given, and ends its thread.
+    pub fn shut_down_store(&self) {
+        if let Some(store) = &self.store {
+            store.shutdown();
+        }
+    }
+
+    /// Whether it was stopped.
+    pub fn is_stopped(&self) -> bool {
+        self.is_stopped.load(Ordering::Relaxed)
+    }
+
+    /// Whether every edit that was received is durable.
+    pub fn is_durable(&self) -> bool {
+        (0..self.len()).all(|shard| self.with(shard, |host, _| host.unstored_bytes() == 0))
+    }
+
+    /// A connection could not be accepted.
+    pub fn accept_failed(&self) {
+        self.accept_failures.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What has been counted, over all hosts.
+    pub fn counters(&self) -> Counters {
+        let accept_failures = self.accept_failures.load(Ordering::Relaxed);
+        let mut counters = Counters { accept_failures, ..Counters::default() };
+        for shard in 0..self.len() {
+            counters.add(&self.with(shard, |host, _| host.counters()));
+        }
+        counters
+    }
+
+    /// Changes a document from the server's side; the room must be open. Its host waits for `f`, which
+    /// must not call the server.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`yrs_websocket::Server::edit`].
+    pub fn edit<R>(
+        &self,
+        room: &RoomName,
+        f: impl FnOnce(&mut TransactionMut<'_>) -> R,
+    ) -> Result<R, ViewError> {
+        self.with(self.of(room), |host, now| host.edit(now, room, f))
+    }
+
+    /// Reads a document; the room must be open. Its host waits for `f`, which must not call the server.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`yrs_websocket::Server::read`].
+    pub fn read<R>(&self, room: &RoomName, f: impl FnOnce(&Transaction<'_>) -> R) -> Result<R, ViewError> {
+        self.with(self.of(room), |host, now| host.read(now, room, f))
+    }
+
+    /// Changes what a connection may do from now on; [`yrs_websocket::Event::Joined`] says which ones
+    /// there are.
+    pub fn set_access(&self, connection: ConnectionId, access: Access, expires_at: Option<Instant>) {
+        let shard = shard_of_connection(connection);
+        if shard < self.len() {
+            self.with(shard, |host, now| {
+                host.input(now, Input::AccessChanged { connection, access, expires_at });
+            });
+        }
+    }
+
+    /// Which host has a room.
+    pub fn of(&self, room: &RoomName) -> usize {
+        shard_of(room, self.len())
+    }
+
+    /// How many hosts there are.
+    #[allow(clippy::len_without_is_empty, reason = "there is always one")]
+    pub fn len(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// Everything that was set.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// The time.
+    pub fn now(&self) -> Instant {
+        (self.clock)()
+    }
+}
+
+impl<S> Shard<S> {
+    fn lock(&self) -> MutexGuard<'_, Locked<S>> {
+        // What an application gives to `Shards::edit` may panic; the host is whole all the same.
+        self.locked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<S> fmt::Debug for Shards<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shards").field("len", &self.shards.len()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,154 @@
+use std::{
+    collections::hash_map::RandomState,
+    hash::{BuildHasher, Hasher},
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    ops::Deref,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use yrs_websocket_host::{Options, Shards};
+use yrs_websocket_store::Store;
+
+use crate::connection::{self, Socket};
+
+/// A running server: rooms on shards, and their store. [`Shards`] has what else it can do.
+///
+/// Dropping the last handle ends it as a crash would, with all its connections: what is not durable is
+/// lost, and was not acknowledged. [`Service::drain`] ends it well.
+#[derive(Clone, Debug)]
+pub struct Service(Arc<Running>);
+
+#[derive(Debug)]
+struct Running {
+    shards: Arc<Shards<Socket>>,
+    is_draining: AtomicBool,
+    /// Where threads wait for connections.
+    listening: Mutex<Vec<SocketAddr>>,
+}
+
+/// What came of a drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drained {
+    /// Whether every edit that was received is durable. If not, those that are not were not
+    /// acknowledged either, and their authors still have them.
+    pub durable: bool,
+}
+
+impl Service {
+    /// Starts a server that keeps its documents in memory.
+    ///
+    /// # Errors
+    ///
+    /// If a thread cannot be started.
+    pub fn in_memory(options: Options, shards: usize) -> io::Result<Self> {
+        #[allow(clippy::disallowed_methods, reason = "an adapter reads the clock")]
+        Self::start(Shards::in_memory(options, shards, Instant::now, seed()))
+    }
+
+    /// Starts a server over a store, which gets a thread of its own.
+    ///
+    /// # Errors
+    ///
+    /// If a thread cannot be started.
+    pub fn with_store(options: Options, shards: usize, store: impl Store) -> io::Result<Self> {
+        #[allow(clippy::disallowed_methods, reason = "an adapter reads the clock")]
+        Self::start(Shards::with_store(options, shards, Instant::now, seed(), store)?)
+    }
+
+    fn start(shards: Arc<Shards<Socket>>) -> io::Result<Self> {
+        // Where a later thread cannot be started, the drop of this ends the earlier ones.
+        let running =
+            Running { shards, is_draining: AtomicBool::new(false), listening: Mutex::new(Vec::new()) };
+        for shard in 0..running.shards.len() {
+            let shards = Arc::clone(&running.shards);
+            thread::Builder::new().name(format!("yrs-shard-{shard}")).spawn(move || {
+                loop {
+                    let next = shards.arm(shard);
+                    shards.bell(shard).wait(next.map(|next| next.saturating_duration_since(shards.now())));
+                    if !shards.keep_time(shard) {
+                        return;
+                    }
+                }
+            })?;
+        }
+        Ok(Self(Arc::new(running)))
+    }
+
+    /// Accepts connections until [`Service::drain`] is called. A listener that fails to accept, for want
+    /// of file descriptors say, is asked again a moment later.
+    pub fn serve(&self, listener: &TcpListener) {
+        if let Ok(address) = listener.local_addr() {
+            self.0.listening.lock().unwrap_or_else(PoisonError::into_inner).push(address);
+        }
+        while !self.0.is_draining.load(Ordering::SeqCst) {
+            let accepted = listener.accept().and_then(|(stream, _)| {
+                let shards = Arc::clone(&self.0.shards);
+                thread::Builder::new().name("yrs-connection".into()).spawn(move || {
+                    // What fails here is the stream of somebody who has gone.
+                    let _ = connection::serve(&shards, stream);
+                })
+            });
+            if accepted.is_err() {
+                self.0.shards.accept_failed();
+                thread::park_timeout(ACCEPT_RETRY_DELAY);
+            }
+        }
+    }
+
+    /// Refuses connections from now on, makes everything durable, sends everybody away one after
+    /// another, and ends the threads; half a second after the deadline if it comes to that.
+    pub fn drain(&self, deadline: Instant) -> Drained {
+        let shards = &self.0.shards;
+        self.0.is_draining.store(true, Ordering::SeqCst);
+        for mut address in
+            std::mem::take(&mut *self.0.listening.lock().unwrap_or_else(PoisonError::into_inner))
+        {
+            // Nothing else ends an accept.
+            match address.ip() {
+                IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+                IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+                _ => {}
+            }
+            let _ = TcpStream::connect_timeout(&address, DRAIN_GRACE);
+        }
+        shards.drain(deadline);
+        while !shards.is_drained() && shards.now() < deadline + DRAIN_GRACE {
+            shards.drained().wait(Some((deadline + DRAIN_GRACE).saturating_duration_since(shards.now())));
+        }
+        let durable = shards.is_durable();
+        shards.stop();
+        shards.shut_down_store();
+        Drained { durable }
+    }
+}
+
+impl Deref for Service {
+    type Target = Shards<Socket>;
+
+    fn deref(&self) -> &Shards<Socket> {
+        &self.0.shards
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.shards.stop();
+    }
+}
+
+/// A number from the system: the standard library seeds its hash maps from it.
+pub(crate) fn seed() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+/// Time to look for a file descriptor again.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
+
+/// What close frames may take beyond the deadline of a drain.
+const DRAIN_GRACE: Duration = Duration::from_millis(500);
