@@ -227,13 +227,17 @@ pub(crate) fn replicas_agree(
     Ok(())
 }
 
-/// Everybody shows exactly those present, with what they say of themselves.
-pub(crate) fn presence_is_exact(room: &RoomName, clients: &[(usize, &Client)]) -> Result<(), Violation> {
+/// Who looks is shown exactly those present, with what they say of themselves.
+pub(crate) fn presence_is_exact(
+    room: &RoomName,
+    present: &[(usize, &Client)],
+    lookers: &[(usize, &Client)],
+) -> Result<(), Violation> {
     let mut expected = BTreeMap::new();
-    for (_, client) in clients {
+    for (_, client) in present {
         expected.extend(client.presence.present().remove_entry(&client.id));
     }
-    for (name, client) in clients {
+    for (name, client) in lookers {
         let found = client.presence.present();
         if found != expected {
             let ids = |map: &BTreeMap<ClientId, Bytes>| {

@@ -2,6 +2,7 @@
 
 mod clients;
 mod fate;
+mod presence;
 mod server;
 
 use std::{
@@ -272,6 +273,7 @@ impl<'a> World<'a> {
         self.settled = true;
         self.run_until(self.now + CONVERGE)?;
         self.check_agreement()?;
+        self.come_and_go()?;
         self.leave();
         let idle = self.options.config.idle_delay;
         self.run_until(self.now + idle * 2 + LEAVE)?;
@@ -438,7 +440,7 @@ impl<'a> World<'a> {
             let squashed = room_now.journal().squash(SquashOptions { collect: false }).run();
             let stored: Vec<Bytes> = squashed.updates().cloned().collect();
             checks::replicas_agree(&name, &clients, &stored, &self.acknowledged[room])?;
-            checks::presence_is_exact(&name, &clients)?;
+            checks::presence_is_exact(&name, &clients, &clients)?;
         }
         Ok(())
     }
