@@ -133,10 +133,9 @@ impl World<'_> {
             network.weather.torn = 0;
         }
         let all: Vec<LinkId> = self.network.borrow().links.keys().copied().collect();
+        // Those that fell silent stay so: to find them out is the server's affair.
         for link in all {
-            let hostile = matches!(self.links.get(&link), Some(Who::Hostile(_)));
-            let half_open = self.network.borrow().links.get(&link).is_some_and(|pipes| pipes.half_open);
-            if hostile || half_open {
+            if matches!(self.links.get(&link), Some(Who::Hostile(_))) {
                 self.cut(link);
             }
         }
