@@ -635,6 +635,10 @@ impl Room {
                     asks_back |= !is_taken;
                 }
                 Message::SyncStep2(update) => {
+                    let is_known = |peer: &Peer| !matches!(peer.past, Past::Unknown);
+                    if let Some(peer) = self.peers.get_mut(&connection).filter(|peer| !is_known(peer)) {
+                        peer.past = Past::Has(StateVector::default());
+                    }
                     // If this is not taken, it has no better answer: asking again would go on for ever.
                     if self.write(now, connection, update, frame.len(), None, out)
                         && let Some(peer) = self.peers.get_mut(&connection)
@@ -709,7 +713,15 @@ impl Room {
             self.close(now, connection, CloseReason::StoreOverloaded, out);
             return true;
         }
-        self.change(now, Some(connection), &update, frame, out)
+        let is_taken = self.change(now, Some(connection), &update, frame, out);
+        if let Some(peer) = self.peers.get_mut(&connection) {
+            if !is_taken {
+                peer.past = Past::Unknown;
+            } else if self.journal.parked_bytes() > 0 {
+                peer.past.has(&update, self.journal.state_vector());
+            }
+        }
+        is_taken
     }
 
     /// Takes what is new of an update into the journal and the batch; false where it misses too much to
@@ -1396,6 +1408,17 @@ fn refusal() -> Bytes {
 }
 
 impl Past {
+    /// The peer has made or passed on what the room, which is at `state` now, has beyond a gap.
+    fn has(&mut self, update: &Update, state: &StateVector) {
+        if let Self::Has(known) | Self::Told { beyond: known, .. } = self {
+            for (client, clocks) in update.inserts() {
+                if clocks.end > state.clock(client).max(known.clock(client)) {
+                    known.set(client, clocks.end);
+                }
+            }
+        }
+    }
+
     /// The peer has answered: the room is at `state` now, and all that the peer had is in it.
     fn told(&mut self, last_change: u64, state: &StateVector) {
         let mut beyond = StateVector::default();

@@ -169,6 +169,8 @@ struct World<'a> {
     calm: bool,
     /// Nothing of the storm can be felt any more: connections must not end.
     settled: bool,
+    /// Bytes of the longest journal so far: a room may close in the step that sends it.
+    largest: usize,
     leaving: bool,
     paused_at: Option<Duration>,
     trace: Trace<'a>,
@@ -241,6 +243,7 @@ impl<'a> World<'a> {
             hostiles,
             calm: false,
             settled: false,
+            largest: 0,
             leaving: false,
             paused_at: None,
             random,
@@ -398,12 +401,13 @@ impl<'a> World<'a> {
         checks::counts_agree(server, host.counters().connections, open)?;
         checks::rooms_are_bounded(server, &self.options.config)?;
         let max = self.options.limits.outbox_bytes_max;
+        let rooms = server.rooms().map(|room| room.journal().len_bytes());
+        self.largest = rooms.max().unwrap_or(0).max(self.largest);
         for (link, end) in &self.ends {
             if let End::Open { id, .. } = end {
                 let bytes = host.outbox_bytes(*id);
                 if bytes > max {
-                    let rooms = server.rooms();
-                    let largest = rooms.map(|room| room.journal().len_bytes()).max().unwrap_or(0);
+                    let largest = self.largest;
                     let ids = match self.plan.rate(Fault::Oversized) {
                         0 => self.clients.len() + self.hostiles.len(),
                         _ => self.clients.len() + self.hostiles.len() * self.options.config.awareness_ids_max,
