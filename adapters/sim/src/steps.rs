@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use yrs_websocket::{ConnectionId, Input, Output, Outputs, RoomName, Server, message::Message};
+use yrs_websocket::{Config, ConnectionId, Input, Output, Outputs, RoomName, Server, message::Message};
 use yrs_websocket_host::{Observer, Step};
 
 use crate::{Violation, disk::scan};
@@ -16,6 +16,7 @@ use crate::{Violation, disk::scan};
 #[derive(Debug)]
 pub(crate) struct Watch {
     found: Found,
+    config: Config,
     /// Whom the core may send something.
     open: BTreeMap<ConnectionId, RoomName>,
     /// Whom it may not, for now.
@@ -42,8 +43,26 @@ impl Found {
 }
 
 impl Watch {
-    pub(crate) fn new(found: Found, next: Option<Box<dyn Observer>>) -> Self {
-        Self { found, open: BTreeMap::new(), congested: BTreeSet::new(), is_noop: false, next }
+    pub(crate) fn new(found: Found, config: Config, next: Option<Box<dyn Observer>>) -> Self {
+        Self { found, config, open: BTreeMap::new(), congested: BTreeSet::new(), is_noop: false, next }
+    }
+
+    fn check_bounds(&self, server: &Server) {
+        let Config { peers_per_room_max, awareness_ids_max, parked_bytes_max, .. } = self.config;
+        for room in server.rooms() {
+            let connections = room.connections().len();
+            let bounds = [
+                ("connections", connections, peers_per_room_max),
+                ("presence", room.awareness().present(), awareness_ids_max * connections),
+                // What comes from the store was let in before, in other pieces perhaps.
+                ("parked bytes", room.journal().parked_bytes(), 2 * parked_bytes_max),
+            ];
+            for (what, is, max) in bounds {
+                if is > max {
+                    self.found.report("rooms are bounded", format!("{}: {what} {is} of {max}", room.name()));
+                }
+            }
+        }
     }
 
     /// Whether a frame holds updates only, and the room has all of them.
@@ -84,6 +103,7 @@ impl Observer for Watch {
         if let Some(next) = &mut self.next {
             next.after(server, outputs);
         }
+        self.check_bounds(server);
         let is_noop = mem::take(&mut self.is_noop);
         for output in outputs.iter() {
             match output {
