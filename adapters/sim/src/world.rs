@@ -256,6 +256,7 @@ impl<'a> World<'a> {
 
     fn run(&mut self) -> Result<(), Violation> {
         self.trace.line(self.now, format_args!("plan {}", self.plan));
+        self.trace.line(self.now, format_args!("faults {:?}", self.plan.faults));
         self.start();
         for index in 0..self.clients.len() {
             let first = self.up_to(Duration::from_secs(2), 4);
