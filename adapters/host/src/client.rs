@@ -124,9 +124,8 @@ pub enum ClientNext {
         /// Whether the outbox waits for the stream: call [`Client::write_by`] when it can be written.
         write: bool,
     },
-    /// Everything is written: shut down the write side, then read, and drop what comes, to the end.
-    ShutDown,
-    /// Drop the stream, and call [`Client::dropped`].
+    /// Drop the stream, and call [`Client::dropped`]. After a closing handshake nothing that matters is on
+    /// its way.
     Drop,
     /// Nothing but the time and the bell can change anything.
     Wait,
@@ -159,7 +158,7 @@ pub struct Client {
     /// The provider wants a connection.
     dials: bool,
     congested: bool,
-    /// When to give up the rest of the outbox and the end of the stream.
+    /// When to give up the rest of the outbox and the closing handshake.
     linger_until: Option<Instant>,
     seed: u64,
     shared: Arc<Shared>,
@@ -361,7 +360,7 @@ impl Client {
             Layer::Abandoned => ClientNext::Drop,
             Layer::Handshake(_) => ClientNext::Run { write: !self.outbox.is_empty() },
             Layer::Open(_) if !self.outbox.is_empty() => ClientNext::Run { write: true },
-            Layer::Open(websocket) if websocket.is_closed() => ClientNext::ShutDown,
+            Layer::Open(websocket) if websocket.is_closed() => ClientNext::Drop,
             Layer::Open(_) => ClientNext::Run { write: false },
         }
     }
@@ -570,5 +569,5 @@ const OUTBOX_BYTES_MAX: usize = 1 << 20;
 /// What a close frame without a code stands for (RFC 6455 section 7.1.5).
 const NO_STATUS: u16 = 1005;
 
-/// How long the rest of an outbox and the end of the stream may take after a close frame.
+/// How long the rest of an outbox and the closing handshake may take after a close frame.
 const LINGER: Duration = Duration::from_secs(2);

@@ -10,9 +10,11 @@ use std::{
 use yrs_websocket::{Access, ConnectionId, Input, RoomName, journal::Squashed, view::ViewError};
 use yrs_websocket_store::{MemoryStore, Store, StoreThread};
 
+use yrs_websocket_rfc6455::Refusal;
+
 use crate::{
-    Bell, Completion, Counters, Host, Options, Socket, Storage, Transaction, TransactionMut, shard_of,
-    shard_of_connection,
+    Admitted, Bell, Completion, Counters, Host, Options, Socket, Storage, Transaction, TransactionMut,
+    shard_of, shard_of_connection,
 };
 
 /// A server: rooms on several [`Host`]s, each behind a lock, over one store.
@@ -125,6 +127,22 @@ impl<S: Socket + Send + 'static> Shards<S> {
             self.drained.ring();
         }
         result
+    }
+
+    /// Lets a connection in: see [`Host::connect`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Host::connect`]; and 503 where the server is stopped.
+    pub fn connect(&self, socket: S, admitted: Admitted) -> Result<ConnectionId, (S, Refusal)> {
+        self.with(self.of(admitted.room()), |host, now| {
+            // Nobody keeps its time any more.
+            if self.is_stopped() {
+                Err((socket, Refusal::new(503)))
+            } else {
+                host.connect(now, socket, admitted)
+            }
+        })
     }
 
     /// When [`Shards::keep_time`] has something to do for a host; it is taken to be known from now on.

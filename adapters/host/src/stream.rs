@@ -1,14 +1,25 @@
 //! What every runtime with tasks does with a stream, over what they differ in.
 
 use std::{
+    cell::RefCell,
     future::{Future, poll_fn},
     io::{self, IoSlice},
     pin::{Pin, pin},
+    sync::Arc,
     task::{Context, Poll},
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
-use crate::client::{Client, ClientNext};
+use yrs_websocket::ConnectionId;
+use yrs_websocket_rfc6455::Refusal;
+
+use crate::{Admitted, Bell, Client, ClientNext, Next, Shards, Socket, Upgrade};
+
+thread_local! {
+    /// Where all connections of a thread read to: an idle connection holds no buffer.
+    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH_LEN]);
+}
 
 /// A stream of bytes of some runtime.
 pub trait Stream: Unpin {
@@ -23,6 +34,196 @@ pub trait Stream: Unpin {
 
     /// Shuts down the write side.
     fn poll_shut_down(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+}
+
+/// Keeps the time of a host, until the server is stopped. Then its connections are forgotten.
+pub async fn keep_time<S: Socket + Send + 'static, T: Future<Output = ()>>(
+    shards: &Shards<S>,
+    shard: usize,
+    sleep: impl Fn(Instant) -> T,
+) {
+    loop {
+        let next = shards.arm(shard);
+        let rung = poll_fn(|cx| shards.bell(shard).poll(cx));
+        match next {
+            Some(next) => _ = before(sleep(next), rung).await,
+            None => rung.await,
+        }
+        if !shards.keep_time(shard) {
+            return;
+        }
+    }
+}
+
+/// Refuses connections from now on, makes everything durable, sends everybody away one after another, and
+/// stops; about a second after the deadline if it comes to that. Says whether every edit that was
+/// received is durable.
+pub async fn drain<S: Socket + Send + 'static, T: Future<Output = ()>>(
+    shards: &Arc<Shards<S>>,
+    deadline: Instant,
+    sleep: impl Fn(Instant) -> T,
+) -> bool {
+    shards.drain(deadline);
+    let all = async {
+        while !shards.is_drained() {
+            poll_fn(|cx| shards.drained().poll(cx)).await;
+        }
+    };
+    before(sleep(deadline + DRAIN_GRACE), all).await;
+    let durable = shards.is_durable();
+    shards.stop();
+    let ended = Arc::new(Bell::default());
+    let (store, ending) = (Arc::clone(shards), Arc::clone(&ended));
+    // Not one of the runtime's own threads: a store that never answers would hold up its end as well.
+    let _ = thread::Builder::new().name("yrs-drain".into()).spawn(move || {
+        store.shut_down_store();
+        ending.ring();
+    });
+    before(sleep(deadline + 2 * DRAIN_GRACE), poll_fn(|cx| ended.poll(cx))).await;
+    durable
+}
+
+/// Reads the head of a request; `None` where it was answered otherwise, or ended.
+///
+/// # Errors
+///
+/// Those of the stream.
+pub async fn read_request<S: Socket + Send + 'static, T: Future<Output = ()>>(
+    shards: &Shards<S>,
+    stream: &mut impl Stream,
+    sleep: impl Fn(Instant) -> T,
+) -> io::Result<Option<Admitted>> {
+    let mut upgrade = Upgrade::new(shards.options());
+    let mut buffer = [0; HEAD_BUFFER_LEN];
+    let reading = async {
+        loop {
+            let len = poll_fn(|cx| stream.poll_read(cx, &mut buffer)).await?;
+            if len == 0 {
+                return io::Result::Ok(None);
+            }
+            if let Some(upgraded) = upgrade.receive(&buffer[..len]).transpose() {
+                return Ok(Some(upgraded));
+            }
+        }
+    };
+    let deadline = shards.now() + shards.options().limits.handshake_timeout;
+    match before(sleep(deadline), reading).await.unwrap_or(Ok(None))? {
+        Some(Ok(admitted)) => Ok(Some(admitted)),
+        Some(Err(refusal)) => {
+            refuse(stream, &refusal, sleep(shards.now() + REFUSAL_LINGER)).await.map(|()| None)
+        }
+        None => Ok(None),
+    }
+}
+
+/// Writes a refusal, and ends so that the client can read it; `linger` is how long that may take.
+///
+/// # Errors
+///
+/// Those of the stream.
+pub async fn refuse(
+    stream: &mut impl Stream,
+    refusal: &Refusal,
+    linger: impl Future<Output = ()>,
+) -> io::Result<()> {
+    let refusing = async {
+        let bytes = refusal.to_bytes();
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            match poll_fn(|cx| stream.poll_write(cx, &[IoSlice::new(rest)])).await? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                len => rest = &rest[len..],
+            }
+        }
+        poll_fn(|cx| stream.poll_flush(cx)).await?;
+        poll_fn(|cx| stream.poll_shut_down(cx)).await?;
+        let mut buffer = [0; HEAD_BUFFER_LEN];
+        while poll_fn(|cx| stream.poll_read(cx, &mut buffer)).await.is_ok_and(|len| len > 0) {}
+        Ok(())
+    };
+    before(linger, refusing).await.unwrap_or(Ok(()))
+}
+
+/// Serves a stream that only its own task writes: the host's end of it, `socket`, takes nothing, and
+/// rings `bell` when it is to wake the task. Returns when the connection ends.
+///
+/// # Errors
+///
+/// Those of the stream.
+pub async fn serve<S: Socket + Send + 'static, T: Future<Output = ()>>(
+    shards: &Shards<S>,
+    socket: S,
+    bell: &Bell,
+    stream: &mut impl Stream,
+    admitted: Admitted,
+    sleep: impl Fn(Instant) -> T,
+) -> io::Result<()> {
+    let shard = shards.of(admitted.room());
+    let id = match shards.connect(socket, admitted) {
+        Ok(id) => id,
+        Err((_, refusal)) => return refuse(stream, &refusal, sleep(shards.now() + REFUSAL_LINGER)).await,
+    };
+    // A caller that drops this future must not leave a ghost behind.
+    let _forget = Forget { shards, shard, id };
+    let mut state = WriteState::default();
+    loop {
+        let next = shards.with(shard, |host, _| host.next(id));
+        if next == Next::Drop {
+            return Ok(());
+        }
+        let progress = poll_fn(|cx| -> Poll<io::Result<()>> {
+            if bell.poll(cx).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            if next == (Next::Run { write: true }) {
+                state.is_flushed = false;
+                let is_other = shards.with(shard, |host, now| {
+                    host.write_by(now, id, |slices| would_block(stream.poll_write(cx, slices)))?;
+                    io::Result::Ok(host.next(id) != next)
+                })?;
+                if is_other {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            // Meanwhile the host may give the connection up.
+            state.poll(cx, stream, next == Next::ShutDown)?;
+            SCRATCH.with_borrow_mut(|scratch| {
+                match stream.poll_read(cx, scratch) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Ok(len)) if len > 0 => {
+                        shards.with(shard, |host, now| host.received(now, id, &mut scratch[..len]));
+                    }
+                    // The end of the stream, or its failure.
+                    Poll::Ready(_) => shards.with(shard, |host, now| host.ended(now, id)),
+                }
+                Poll::Ready(Ok(()))
+            })
+        });
+        progress.await?;
+    }
+}
+
+struct Forget<'a, S: Socket + Send + 'static> {
+    shards: &'a Shards<S>,
+    shard: usize,
+    id: ConnectionId,
+}
+
+impl<S: Socket + Send + 'static> Drop for Forget<'_, S> {
+    fn drop(&mut self) {
+        self.shards.with(self.shard, |host, now| host.ended(now, self.id));
+    }
+}
+
+/// What comes of a future, unless the other one is ready first.
+async fn before<T>(end: impl Future<Output = ()>, future: impl Future<Output = T>) -> Option<T> {
+    let mut end = pin!(end);
+    let mut future = pin!(future);
+    poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(result) => Poll::Ready(Some(result)),
+        Poll::Pending => end.as_mut().poll(cx).map(|()| None),
+    })
+    .await
 }
 
 /// Runs a client until it stops: dials by `dial`, sleeps by `sleep`, reads the time by `now`. Says
@@ -51,7 +252,7 @@ pub async fn run_client<S: Stream, D: Future<Output = io::Result<S>>, T: Future<
                 continue;
             }
             ClientNext::Dial => _ = dialling.get_or_insert_with(|| Box::pin(dial())),
-            ClientNext::Run { .. } | ClientNext::ShutDown | ClientNext::Wait => dialling = None,
+            ClientNext::Run { .. } | ClientNext::Wait => dialling = None,
         }
         let timeout = client.next_timeout();
         let mut due = pin!(async {
@@ -86,7 +287,7 @@ pub async fn run_client<S: Stream, D: Future<Output = io::Result<S>>, T: Future<
                     return Poll::Ready(());
                 }
             }
-            if state.poll(cx, stream, next == ClientNext::ShutDown).is_err() {
+            if state.poll(cx, stream, false).is_err() {
                 client.ended(now());
                 return Poll::Ready(());
             }
@@ -140,5 +341,17 @@ fn would_block(written: Poll<io::Result<usize>>) -> io::Result<usize> {
     }
 }
 
-/// Read at once.
+/// Read at once by a client.
 const BUFFER_LEN: usize = 16 << 10;
+
+/// Read at once by a server.
+const SCRATCH_LEN: usize = 64 << 10;
+
+/// Heads are a few hundred bytes.
+const HEAD_BUFFER_LEN: usize = 2 << 10;
+
+/// How long a client that was refused may take to read why, and to close.
+const REFUSAL_LINGER: Duration = Duration::from_secs(2);
+
+/// What close frames, and then the end of the store, may take beyond the deadline of a drain.
+const DRAIN_GRACE: Duration = Duration::from_millis(500);

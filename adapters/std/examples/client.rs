@@ -1,6 +1,6 @@
 //! Joins a room, prints its text as it changes, appends what is typed.
 //!
-//! `cargo run -p yrs-websocket-std --example client -- 127.0.0.1:1234 notes`
+//! `cargo run -p yrs-websocket-std --example std-client -- 127.0.0.1:1234 notes`
 
 use std::{
     env, io,

@@ -1,6 +1,6 @@
 //! A WebSocket echo server on the WebSocket layer alone, as the Autobahn|Testsuite wants it.
 //!
-//! `cargo run --release -p yrs-websocket-std --example echo -- 127.0.0.1:9001`
+//! `cargo run --release -p yrs-websocket-std --example std-echo -- 127.0.0.1:9001`
 
 use std::{
     env,

@@ -1,6 +1,6 @@
 //! A server whose documents live as long as it does.
 //!
-//! `cargo run -p yrs-websocket-std --example server -- 127.0.0.1:1234`
+//! `cargo run -p yrs-websocket-std --example std-server -- 127.0.0.1:1234`
 
 use std::{env, io, net::TcpListener, thread};
 

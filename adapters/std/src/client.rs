@@ -92,8 +92,7 @@ impl Client {
                         client.write_by(Instant::now(), |slices| not_in_time(write.write_vectored(slices)));
                     is_waiting = client.next() == (ClientNext::Run { write: false });
                 }
-                (ClientNext::ShutDown, Some(link)) => _ = link.stream.shutdown(Shutdown::Write),
-                (ClientNext::Run { .. } | ClientNext::ShutDown | ClientNext::Wait, _) => {}
+                (ClientNext::Run { .. } | ClientNext::Wait, _) => {}
             }
             match link.as_ref().map(|link| link.read.try_recv()) {
                 Some(Ok(mut bytes)) => client.received(Instant::now(), &mut bytes),

@@ -61,13 +61,7 @@ pub(crate) fn serve(shards: &Arc<Shards<Socket>>, stream: TcpStream) -> io::Resu
         is_full: AtomicBool::new(false),
         has_writer: AtomicBool::new(false),
     });
-    let connected = shards.with(shard, |host, now| {
-        let id = host.connect(now, Socket(Arc::clone(&link)), admitted)?;
-        let _ = link.place.set((Arc::downgrade(shards), shard, id));
-        write_rest(&link);
-        Ok(id)
-    });
-    let id = match connected {
+    let id = match shards.connect(Socket(Arc::clone(&link)), admitted) {
         Ok(id) => id,
         Err((socket, refusal)) => {
             let refused = refuse(shards, &link.stream, &refusal);
@@ -75,6 +69,11 @@ pub(crate) fn serve(shards: &Arc<Shards<Socket>>, stream: TcpStream) -> io::Resu
             return refused;
         }
     };
+    shards.with(shard, |_, _| {
+        let _ = link.place.set((Arc::downgrade(shards), shard, id));
+        // What did not fit until now.
+        write_rest(&link);
+    });
     let mut buffer = vec![0; BUFFER_LEN];
     loop {
         match shards.with(shard, |host, _| host.next(id)) {

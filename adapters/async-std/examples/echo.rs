@@ -1,0 +1,76 @@
+//! A WebSocket echo server on the WebSocket layer alone, as the Autobahn|Testsuite wants it.
+//!
+//! `cargo run --release -p yrs-websocket-async-std --example async-std-echo -- 127.0.0.1:9001`
+
+use std::{
+    env, io,
+    net::Shutdown,
+    time::{Duration, Instant},
+};
+
+use async_std::{
+    future,
+    io::{ReadExt, WriteExt},
+    net::{TcpListener, TcpStream},
+    task,
+};
+use yrs_websocket_async_std::rfc6455::{Acceptor, Config, Connection, Event, HandshakeLimits, Role};
+
+fn main() -> io::Result<()> {
+    let address = env::args().nth(1).unwrap_or_else(|| "127.0.0.1:9001".into());
+    task::block_on(async {
+        let listener = TcpListener::bind(&address).await?;
+        println!("echoing on ws://{}", listener.local_addr()?);
+        loop {
+            let (stream, _) = listener.accept().await?;
+            task::spawn(async move {
+                if let Err(error) = echo(stream).await {
+                    eprintln!("{error}");
+                }
+            });
+        }
+    })
+}
+
+#[allow(clippy::disallowed_methods, reason = "an adapter reads the clock")]
+async fn echo(mut stream: TcpStream) -> io::Result<()> {
+    let mut buffer = vec![0; 64 << 10];
+    let mut acceptor = Acceptor::new(HandshakeLimits::default());
+    let request = loop {
+        let len = stream.read(&mut buffer).await?;
+        match acceptor.receive(&buffer[..len]) {
+            Ok(Some(request)) => break request,
+            Ok(None) if len == 0 => return Ok(()),
+            Ok(None) => {}
+            Err(refusal) => return stream.write_all(&refusal.to_bytes()).await,
+        }
+    };
+    stream.write_all(&request.accept(None, &[]).map_err(io::Error::other)?).await?;
+    let mut connection = Connection::new(Role::Server, Config::default(), Instant::now());
+    let mut rest = request.into_rest();
+    let mut input = &mut rest[..];
+    loop {
+        while let Some(event) = connection.receive(Instant::now(), &mut input) {
+            match &event {
+                Event::Binary(payload) => connection.send_binary(payload),
+                Event::Text(text) => connection.send_text(text.as_str()),
+                Event::Ping(_) | Event::Pong(_) | Event::Closed(_) => {}
+            }
+            // After each event: an answer leaves before the close frame that a later frame may provoke.
+            while let Some(output) = connection.next_output() {
+                stream.write_all(&output).await?;
+            }
+            if let Event::Closed(_) = event {
+                stream.shutdown(Shutdown::Write)?;
+                let to_the_end = async { while stream.read(&mut buffer).await.is_ok_and(|len| len > 0) {} };
+                let _ = future::timeout(Duration::from_secs(5), to_the_end).await;
+                return Ok(());
+            }
+        }
+        let len = stream.read(&mut buffer).await?;
+        if len == 0 {
+            return Ok(());
+        }
+        input = &mut buffer[..len];
+    }
+}
