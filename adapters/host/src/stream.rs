@@ -164,7 +164,7 @@ pub async fn serve<S: Socket + Send + 'static, T: Future<Output = ()>>(
         Err((_, refusal)) => return refuse(stream, &refusal, sleep(shards.now() + REFUSAL_LINGER)).await,
     };
     // A caller that drops this future must not leave a ghost behind.
-    let _forget = Forget { shards, shard, id };
+    let _forget = Forget::new(shards, shard, id);
     let mut state = WriteState::default();
     loop {
         let next = shards.with(shard, |host, _| host.next(id));
@@ -203,10 +203,20 @@ pub async fn serve<S: Socket + Send + 'static, T: Future<Output = ()>>(
     }
 }
 
-struct Forget<'a, S: Socket + Send + 'static> {
+/// Lets the host forget a connection when this is dropped, with the future that serves it perhaps.
+#[derive(Debug)]
+#[must_use]
+pub struct Forget<'a, S: Socket + Send + 'static> {
     shards: &'a Shards<S>,
     shard: usize,
     id: ConnectionId,
+}
+
+impl<'a, S: Socket + Send + 'static> Forget<'a, S> {
+    /// Makes one for a connection of a host.
+    pub fn new(shards: &'a Shards<S>, shard: usize, id: ConnectionId) -> Self {
+        Self { shards, shard, id }
+    }
 }
 
 impl<S: Socket + Send + 'static> Drop for Forget<'_, S> {
@@ -351,7 +361,7 @@ const SCRATCH_LEN: usize = 64 << 10;
 const HEAD_BUFFER_LEN: usize = 2 << 10;
 
 /// How long a client that was refused may take to read why, and to close.
-const REFUSAL_LINGER: Duration = Duration::from_secs(2);
+pub const REFUSAL_LINGER: Duration = Duration::from_secs(2);
 
 /// What close frames, and then the end of the store, may take beyond the deadline of a drain.
 const DRAIN_GRACE: Duration = Duration::from_millis(500);

@@ -1,21 +1,16 @@
-use std::{
-    future::Future,
-    io::{self, IoSlice},
-    net::SocketAddr,
-    pin::Pin,
-    task::{Context, Poll, ready},
-    time::Instant,
-};
+use std::{future::Future, io, net::SocketAddr};
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite},
     net::{TcpStream, lookup_host},
-    time,
 };
 use yrs::Doc;
 use yrs_websocket_host::{ClientHandle, ClientOptions, stream};
 
-use crate::service::seed;
+use crate::{
+    service::{now, seed, sleep_until},
+    stream::Stream,
+};
 
 /// A document's connection to a room on a server: made again whenever it is lost, until it is left.
 ///
@@ -63,8 +58,7 @@ impl Client {
             let dialling = dial();
             async move { dialling.await.map(Stream) }
         };
-        #[allow(clippy::disallowed_methods, reason = "an adapter reads the clock")]
-        stream::run_client(&mut self.0, dial, |at| time::sleep_until(at.into()), Instant::now).await
+        stream::run_client(&mut self.0, dial, sleep_until, now).await
     }
 }
 
@@ -73,27 +67,4 @@ async fn connect(address: &str) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(&addresses[..]).await?;
     let _ = stream.set_nodelay(true);
     Ok(stream)
-}
-
-/// A stream of tokio.
-struct Stream<S>(S);
-
-impl<S: AsyncRead + AsyncWrite + Unpin> stream::Stream for Stream<S> {
-    fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        let mut buffer = ReadBuf::new(buffer);
-        ready!(Pin::new(&mut self.0).poll_read(cx, &mut buffer))?;
-        Poll::Ready(Ok(buffer.filled().len()))
-    }
-
-    fn poll_write(&mut self, cx: &mut Context<'_>, buffers: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, buffers)
-    }
-
-    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shut_down(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
 }

@@ -24,10 +24,12 @@
 mod client;
 mod connection;
 mod service;
+mod stream;
 
 pub use client::Client;
+pub use connection::Socket;
 pub use service::{Drained, Service, serve};
 pub use yrs_websocket_host::{
     Admission, Admitted, ClientHandle, ClientOptions, Counters, DialError, Hooks, Limits, Observer, Options,
-    Step, Upgrade, record, rfc6455, target,
+    Shards, Step, Upgrade, record, rfc6455, target,
 };
