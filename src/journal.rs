@@ -455,7 +455,9 @@ impl Squash {
         let state = if self.parked.is_empty() {
             log.bytes().clone()
         } else {
-            squash(&[log.clone(), self.parked], self.options).bytes().clone()
+            // Cut where a part is deleted, or merged with its neighbour, a parked struct would hang on
+            // something else than before.
+            join(&[log.clone(), self.parked]).bytes().clone()
         };
         Squashed { state, conflicting: self.conflicting, mark: self.mark, log }
     }

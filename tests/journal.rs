@@ -429,6 +429,19 @@ fn a_squash_stores_what_is_parked_and_keeps_it_parked() {
 }
 
 #[test]
+fn a_squash_leaves_parked_structs_as_they_came() {
+    // Two texts in a type that nobody has, one behind the other; the first character is deleted.
+    let parks = [1, 2, 2, 0, 4, 0, 3, 0, 3, b'a', b'b', b'c', 0x84, 2, 2, 2, b'd', b'e', 1, 2, 1, 0, 1];
+    let mut journal = Journal::default();
+    assert_eq!(journal.receive(&update(&parks)), new(&parks));
+    let squashed = journal.squash(SquashOptions { collect: true }).run();
+    assert_eq!(squashed.state, &parks[..]);
+    let mut loaded = Journal::default();
+    loaded.restore(&update(&squashed.state));
+    assert_eq!(loaded.receive(&update(&parks)), Received::Nothing);
+}
+
+#[test]
 fn a_squash_can_be_done_on_another_thread() {
     fn can_be_sent<T: Send + 'static>() {}
     can_be_sent::<(Squash, Squashed, Journal)>();
