@@ -10,6 +10,7 @@ use bytes::Bytes;
 use yrs::{Doc, ReadTxn, Transact, updates::decoder::Decode, updates::encoder::Encode};
 use yrs_websocket::{
     awareness::{self, AwarenessEntry},
+    journal::{Journal, JournalLimits},
     message::Message,
     update::{ClientId, Update},
 };
@@ -167,6 +168,8 @@ pub(crate) struct Client {
     /// Before the document, which it lets go of.
     undo: Option<Undo>,
     pub(crate) doc: Doc,
+    /// What the document has, and what waits for something that is missing.
+    journal: Journal,
     pub(crate) id: ClientId,
     pub(crate) presence: Presence,
     pub(crate) session: Option<Session>,
@@ -195,6 +198,7 @@ impl Client {
             process,
             undo: random.permille(400).then(|| Undo::new(&doc)),
             doc,
+            journal: Journal::new(JournalLimits::default()),
             id,
             presence: Presence::new(id, shy, now),
             session: None,
@@ -268,14 +272,18 @@ impl Client {
         Ok(None)
     }
 
+    /// Gives the document what it can integrate. Yjs keeps the rest until its time has come; yrs shows what
+    /// lies beyond a gap in the clocks of one client, and then writes it down under wrong clocks.
     fn apply(&mut self, bytes: Bytes) -> Result<Update, Violation> {
-        let update = scan(bytes.clone()).map_err(|error| Violation::new("updates scan", error))?;
-        let decoded =
-            yrs::Update::decode_v1(&bytes).map_err(|error| Violation::new("updates decode in yrs", error))?;
-        self.doc
-            .transact_mut()
-            .apply_update(decoded)
-            .map_err(|error| Violation::new("updates apply in yrs", error))?;
+        let update = scan(bytes).map_err(|error| Violation::new("updates scan", error))?;
+        let mark = self.journal.mark();
+        self.journal.restore(&update);
+        for integrated in self.journal.updates_since(mark).into_iter().flatten() {
+            let decoded = yrs::Update::decode_v1(integrated)
+                .map_err(|error| Violation::new("updates decode in yrs", error))?;
+            let applied = self.doc.transact_mut().apply_update(decoded);
+            applied.map_err(|error| Violation::new("updates apply in yrs", error))?;
+        }
         Ok(update)
     }
 
@@ -287,6 +295,7 @@ impl Client {
         };
         let update = scan(bytes.clone()).expect("yrs writes updates that scan");
         self.made.add(&update);
+        self.journal.restore(&update);
         Some(bytes)
     }
 

@@ -217,6 +217,9 @@ impl World<'_> {
         };
         let mut answers = Vec::new();
         let update = self.clients[index].receive(self.now, &frame, &mut answers)?;
+        for answer in &answers {
+            self.trace.bytes(self.now, format_args!("{who:?} answers"), answer);
+        }
         if let Some(update) = update {
             let room = self.clients[index].room;
             let mut own = self.clients[index].made.common_with(&update);
