@@ -177,7 +177,6 @@ impl World<'_> {
             }
             if let Request::Append { room, .. } = &request
                 && let Some(book) = self.disk.rooms.get(room)
-                && !self.is_parked(room)
             {
                 checks::nothing_known_is_stored(book, &request)?;
             }
@@ -255,8 +254,7 @@ impl World<'_> {
         }
     }
 
-    /// Whether the server waits for something that only somebody hostile leaves out. Documents of yrs,
-    /// which show what lies beyond a gap, may then send it again in other words: it counts as new.
+    /// Whether the server waits for something that is missing.
     pub(super) fn is_parked(&self, room: &RoomName) -> bool {
         let room = self.host.as_ref().and_then(|host| host.server().room(room));
         room.is_some_and(|room| room.journal().parked_bytes() > 0)
