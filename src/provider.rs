@@ -58,7 +58,7 @@
 //! ```
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     fmt, mem,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Weak},
@@ -396,12 +396,13 @@ struct Connection {
     resync: Option<Instant>,
     renewal: Option<Instant>,
     congestion: Option<Missed>,
+    /// What is to be sent, or sent once more, as one update.
+    unsent: Changes,
 }
 
 /// What is not sent to a congested server.
 #[derive(Debug, Default)]
 struct Missed {
-    edits: bool,
     presence: bool,
     /// Its last question.
     question: Option<StateVector>,
@@ -611,6 +612,7 @@ impl Provider {
             resync: None,
             renewal: None,
             congestion: None,
+            unsent: Changes::default(),
         }));
         out.event(Event::Connected);
     }
@@ -685,12 +687,8 @@ impl Provider {
         let Phase::Connected(connection) = &mut self.phase else { return };
         let Some(missed) = connection.congestion.take() else { return };
         if let Some(known) = missed.question {
-            // Its answer carries the edits as well.
             self.inbox_asks = true;
             self.inbox.push_front(Message::SyncStep1(known.encode()));
-        } else if missed.edits && !self.send_unacknowledged(out) {
-            let Phase::Connected(connection) = &mut self.phase else { return };
-            connection.congestion = Some(Missed { edits: true, ..Missed::default() });
         }
         if missed.presence {
             self.announce(now, out);
@@ -761,7 +759,7 @@ impl Provider {
             match self.take_message(now, out) {
                 Progress::Done => {}
                 Progress::Occupied => return false,
-                Progress::Idle => return true,
+                Progress::Idle => return self.send_unsent(now, out),
             }
         }
     }
@@ -792,12 +790,10 @@ impl Provider {
         if !connection.is_asked && !connection.is_synced {
             return;
         }
-        if let Some(missed) = &mut connection.congestion {
-            missed.edits = true;
-            return;
-        }
-        if !updates.is_empty() {
-            out.send(Message::Update(update::join(&updates).bytes().clone()).encode());
+        match &connection.congestion {
+            Some(_) => updates.iter().for_each(|update| connection.unsent.add(update)),
+            None if updates.is_empty() => {}
+            None => out.send(Message::Update(update::join(&updates).bytes().clone()).encode()),
         }
         for frame in frames {
             out.send(frame);
@@ -824,6 +820,26 @@ impl Provider {
         true
     }
 
+    /// Sends what a congested server missed, or seems not to have; false where that has to wait for the
+    /// document.
+    fn send_unsent(&mut self, now: Instant, out: &mut Outputs<Output>) -> bool {
+        let Phase::Connected(connection) = &mut self.phase else { return true };
+        if connection.unsent.is_empty() || connection.congestion.is_some() {
+            return true;
+        }
+        let Some(mut known) = self.document.state_vector() else { return false };
+        connection.unsent.lower(&mut known);
+        match self.document.diff(&known) {
+            Ok(update) => {
+                connection.unsent = Changes::default();
+                out.send(Message::Update(update).encode());
+            }
+            Err(Failure::Occupied) => return false,
+            Err(Failure::Close(reason)) => self.close(now, reason, out),
+        }
+        true
+    }
+
     fn take_message(&mut self, now: Instant, out: &mut Outputs<Output>) -> Progress {
         let Phase::Connected(connection) = &mut self.phase else { return Progress::Idle };
         let Some(message) = self.inbox.front() else {
@@ -839,6 +855,7 @@ impl Provider {
                             Ok(())
                         }
                         None => self.document.diff(&known).map(|update| {
+                            connection.unsent = Changes::default();
                             out.send(Message::SyncStep2(update).encode());
                         }),
                     };
@@ -936,21 +953,11 @@ impl Provider {
             connection.asks |= self.leave_by.is_some() && !self.unacknowledged.is_empty();
             return out.event(Event::Synced);
         }
-        let is_denied = connection.is_denied;
         self.heard(now, update);
-        if !is_denied && question.is_some_and(|question| question.overlaps(&self.unacknowledged)) {
-            // Where the document is occupied, the next answer says so again.
-            let _ = self.send_unacknowledged(out);
+        let Phase::Connected(connection) = &mut self.phase else { return };
+        if !connection.is_denied && question.is_some_and(|question| question.overlaps(&self.unacknowledged)) {
+            connection.unsent = self.unacknowledged.clone();
         }
-    }
-
-    /// Sends everything that is not acknowledged; false where that has to wait for the document.
-    fn send_unacknowledged(&mut self, out: &mut Outputs<Output>) -> bool {
-        let Some(mut known) = self.document.state_vector() else { return false };
-        self.unacknowledged.lower(&mut known);
-        let Ok(update) = self.document.diff(&known) else { return false };
-        out.send(Message::Update(update).encode());
-        true
     }
 
     fn hear_presence(
@@ -972,11 +979,17 @@ impl Provider {
             // Somebody removed us, or the server did when an earlier connection ended.
             self.announce(now, out);
         }
-        let (announced, _) = self.presence.others.apply(now, SERVER, entries);
+        let others = &mut self.presence.others;
+        let before: BTreeMap<_, _> =
+            entries.iter().map(|entry| (entry.client, others.state(entry.client).cloned())).collect();
+        let (announced, _) = others.apply(now, SERVER, entries);
         soonest(&mut self.presence.expiry, Some(after(now, self.config.presence_timeout)));
         for client in announced.changed {
             let state = self.presence.others.state(client).cloned();
-            out.event(Event::Presence { client, state });
+            // A renewal changes nothing.
+            if before.get(&client) != Some(&state) {
+                out.event(Event::Presence { client, state });
+            }
         }
     }
 

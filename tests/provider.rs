@@ -570,6 +570,8 @@ mod presence_of {
         assert_eq!(c.frame(presence(&[(7, 1, "1"), (8, 5, "2")])), [here(7, "1"), here(8, "2")]);
         assert_eq!(c.frame(presence(&[(7, 1, "3"), (8, 4, "3")])), []);
         assert_eq!(c.frame(presence(&[(7, 2, "3")])), [here(7, "3")]);
+        // A renewal.
+        assert_eq!(c.frame(presence(&[(7, 3, "3")])), []);
         assert_eq!(c.provider.presence().map(|(id, _)| id.get()).collect::<Vec<_>>(), [7, 8]);
         assert_eq!(c.frame(presence(&[(8, 5, "null")])), [gone(8)]);
         c.pass(10_000);
@@ -684,10 +686,26 @@ mod congestion {
         assert_eq!(c.set_presence("2"), []);
         assert_eq!(
             c.handle(Input::Writable),
-            [send(update(text_insert(1, 1, "bc"))), send(presence(&[(1, 2, "2")]))]
+            [send(presence(&[(1, 2, "2")])), send(update(text_insert(1, 1, "bc")))]
         );
         c.edit("d");
         assert_eq!(c.edited(), [send(update(text_insert(1, 3, "d")))]);
+    }
+
+    #[test]
+    fn only_what_was_not_sent_is_and_an_open_transaction_may_hold_that_up() {
+        let mut c = Client::synced();
+        c.edit("a");
+        c.edited();
+        c.handle(Input::Congested);
+        c.edit("b");
+        c.edited();
+        let doc = c.doc.clone();
+        let transaction = doc.transact_mut();
+        assert_eq!(c.handle(Input::Writable), []);
+        drop(transaction);
+        assert_eq!(c.pass(50), [send(update(text_insert(1, 1, "b")))]);
+        assert_eq!(c.pass(50), []);
     }
 
     #[test]
