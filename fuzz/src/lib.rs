@@ -7,6 +7,9 @@ mod memory;
 mod messages;
 mod script;
 mod server;
+mod session;
+#[path = "../../tests/support/mod.rs"]
+mod support;
 mod update;
 mod websocket;
 
@@ -14,7 +17,8 @@ use std::{panic, time::Instant};
 
 pub use messages::{awareness, messages};
 use script::Script;
-pub use server::server;
+pub use server::{room, server, store};
+pub use session::session;
 pub use update::update;
 pub use websocket::{handshake, websocket};
 
@@ -53,7 +57,8 @@ mod tests {
             .map(|entry| entry.unwrap().path())
             .collect();
         inputs.sort();
-        assert!(!inputs.is_empty(), "the corpus of {target} is empty");
+        let count = inputs.len();
+        assert!(count > 0, "the corpus of {target} is empty");
         let mut state = 0x9e37_79b9_7f4a_7c15u64;
         let mut random = move |below: usize| {
             state ^= state << 13;
@@ -64,7 +69,7 @@ mod tests {
         for path in inputs {
             let input = fs::read(&path).unwrap();
             body(&input);
-            for _ in 0..MUTATIONS {
+            for _ in 0..MUTATIONS / count {
                 let mut mutated = input.clone();
                 for _ in 0..=random(3) {
                     let at = random(mutated.len());
@@ -112,5 +117,21 @@ mod tests {
         replay("server", server);
     }
 
-    const MUTATIONS: usize = 2_000;
+    #[test]
+    fn room_corpus() {
+        replay("room", room);
+    }
+
+    #[test]
+    fn store_corpus() {
+        replay("store", store);
+    }
+
+    #[test]
+    fn session_corpus() {
+        replay("session", session);
+    }
+
+    /// For all inputs of a corpus together.
+    const MUTATIONS: usize = 4_000;
 }

@@ -18,10 +18,6 @@ impl<'a> Script<'a> {
         from[self.below(from.len())]
     }
 
-    pub(crate) fn is_true(&mut self) -> bool {
-        self.byte() & 1 == 1
-    }
-
     pub(crate) fn number(&mut self) -> u16 {
         u16::from_be_bytes([self.byte(), self.byte()])
     }

@@ -138,7 +138,7 @@ fn canonical(any: &Any, out: &mut String) {
     }
 }
 
-fn edit(doc: &Doc, what: u8, x: u32, y: u32) -> Vec<u8> {
+pub(crate) fn edit(doc: &Doc, what: u8, x: u32, y: u32) -> Vec<u8> {
     let mut txn = doc.transact_mut();
     let text = txn.get_or_insert_text("t");
     let map = txn.get_or_insert_map("m");
