@@ -995,7 +995,8 @@ impl Room {
         out.event(Event::StoreLost { room: self.name.clone() });
         let diff = self.journal.diff(&StateVector::default());
         let (last_change, stands_alone) = (self.changes, self.journal.parked_bytes() > 0);
-        for update in [diff.main].into_iter().chain(diff.conflicting) {
+        let updates = [diff.main].into_iter().chain(diff.conflicting);
+        for update in updates.filter(|update| !update.is_empty()) {
             let frame = Message::Update(update.bytes().clone()).encode();
             let authors = SmallVec::new();
             self.storage.push(Record { last_change, update, frame, authors, stands_alone });

@@ -780,6 +780,12 @@ mod healing {
     use super::*;
 
     #[test]
+    fn where_nothing_can_be_lost_nothing_is_written_again() {
+        let mut w = World::open(Config::default(), [1]);
+        assert_eq!(w.handle(Input::StoreFailed { room: room(), seq: 0 }), [send([1], step1(&[]))]);
+    }
+
+    #[test]
     fn a_failed_write_is_tried_again_with_what_came_meanwhile() {
         let mut w = World::open(Config::default(), [1, 2]);
         let (a, b) = (text_insert(1, 0, "a"), text_insert(1, 1, "b"));

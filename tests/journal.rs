@@ -12,7 +12,7 @@ use yrs_websocket::{
     update::{ClientId, ScanRules, SquashOptions, StateVector, Update, UpdateError, diff, join, squash},
 };
 
-use histories::{History, apply, content, document, history, steps};
+use histories::{History, Step, apply, content, document, history};
 
 // ---- against yrs
 
@@ -449,9 +449,13 @@ fn a_squash_can_be_done_on_another_thread() {
 
 // ---- helpers
 
+fn steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
+    prop::collection::vec((0..4u8, 0..20u8, any::<u16>(), any::<u16>()), 1..count)
+}
+
 /// What a format in a text covers depends on the order of arrival, in yrs as in Yjs, where `yjs.rs` allows
 /// for it.
-fn without_formats(steps: Vec<histories::Step>) -> Vec<histories::Step> {
+fn without_formats(steps: Vec<Step>) -> Vec<Step> {
     steps.into_iter().filter(|(_, what, ..)| *what != 11).collect()
 }
 

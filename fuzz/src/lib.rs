@@ -3,6 +3,9 @@
 //! `fuzz/smoke` fuzzes each for some seconds, `cargo fuzz run update` one for as long as you like.
 //! `cargo test --no-default-features --lib` replays the corpora, and mutations of them, on any toolchain.
 
+#[path = "../../tests/histories/mod.rs"]
+#[allow(dead_code, reason = "the tests use the rest")]
+mod histories;
 mod memory;
 mod messages;
 mod script;

@@ -147,6 +147,9 @@ fn room_of_the_honest(script: &mut Script<'_>, config: Config) {
     let view = view.expect("it was read a moment ago");
     world.pass(100);
 
+    world.answer(true);
+    world.pass(100);
+
     // One that has heard all from the start, and one that asks for it now.
     let heard = histories::document(8, false);
     world.updates_for(5).iter().for_each(|update| histories::apply(&heard, update));

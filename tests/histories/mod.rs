@@ -2,7 +2,6 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "a test touches the world")]
 
 use bytes::Bytes;
-use proptest::prelude::*;
 use yrs::{
     Any, Array, ArrayPrelim, ClientID, Doc, GetString, Map, MapPrelim, OffsetKind, Options, ReadTxn,
     StateVector, Text, TextPrelim, Transact, Update, WriteTxn, XmlElementPrelim, XmlFragment, XmlTextPrelim,
@@ -14,13 +13,8 @@ use yrs::{
 /// The ids of the writers, in varuints of every length.
 pub(crate) const WRITERS: [u64; 4] = [5, 300, 70_000, (1 << 32) - 3];
 
-/// One thing that happens: writer, what, and where.
+/// One thing that happens: writer (of four), what (of twenty), and where.
 pub(crate) type Step = (u8, u8, u16, u16);
-
-/// What a proptest draws.
-pub(crate) fn steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
-    prop::collection::vec((0..4u8, 0..20u8, any::<u16>(), any::<u16>()), 1..count)
-}
 
 /// Updates in the order they were made, and a document that has seen all.
 pub(crate) struct History {
@@ -113,7 +107,7 @@ pub(crate) fn content(doc: &Doc) -> String {
 }
 
 /// Writes a value with its names in order.
-fn canonical(any: &Any, out: &mut String) {
+pub(crate) fn canonical(any: &Any, out: &mut String) {
     match any {
         Any::Map(map) => {
             let sorted = map.iter().collect::<std::collections::BTreeMap<_, _>>();

@@ -64,12 +64,14 @@ impl Acceptor {
         self.received.extend_from_slice(input);
         let mut headers = vec![httparse::EMPTY_HEADER; self.limits.headers_max];
         let mut parsed = httparse::Request::new(&mut headers);
-        let head_len = match parsed.parse(&self.received) {
-            Ok(httparse::Status::Complete(len)) if len <= self.limits.head_bytes_max => len,
-            Ok(httparse::Status::Partial) if self.received.len() < self.limits.head_bytes_max => {
-                return Ok(None);
+        // Nothing beyond the limit is looked at, so it does not matter in which pieces the bytes come.
+        let head = &self.received[..self.received.len().min(self.limits.head_bytes_max)];
+        let head_len = match parsed.parse(head) {
+            Ok(httparse::Status::Complete(len)) => len,
+            Ok(httparse::Status::Partial) if head.len() < self.limits.head_bytes_max => return Ok(None),
+            Ok(httparse::Status::Partial) => {
+                return Err(Refusal::because(431, "the head of the request is too long"));
             }
-            Ok(_) => return Err(Refusal::because(431, "the head of the request is too long")),
             Err(httparse::Error::TooManyHeaders) => {
                 return Err(Refusal::because(431, "the request has too many headers"));
             }
@@ -400,12 +402,14 @@ impl ClientHandshake {
         self.received.extend_from_slice(input);
         let mut headers = vec![httparse::EMPTY_HEADER; self.limits.headers_max];
         let mut parsed = httparse::Response::new(&mut headers);
-        let head_len = match parsed.parse(&self.received) {
-            Ok(httparse::Status::Complete(len)) if len <= self.limits.head_bytes_max => len,
-            Ok(httparse::Status::Partial) if self.received.len() < self.limits.head_bytes_max => {
-                return Ok(None);
+        // As in `Acceptor::receive`.
+        let head = &self.received[..self.received.len().min(self.limits.head_bytes_max)];
+        let head_len = match parsed.parse(head) {
+            Ok(httparse::Status::Complete(len)) => len,
+            Ok(httparse::Status::Partial) if head.len() < self.limits.head_bytes_max => return Ok(None),
+            Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => {
+                return Err(ClientHandshakeError::HeadTooLarge);
             }
-            Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(ClientHandshakeError::HeadTooLarge),
             Err(_) => return Err(ClientHandshakeError::NotHttp),
         };
         let status = parsed.code.unwrap_or_default();

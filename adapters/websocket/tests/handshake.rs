@@ -213,6 +213,8 @@ fn a_head_over_the_limits_is_refused() {
     };
     assert_eq!(refuse(&REQUEST.replace("/chat", "/chats")), 431);
     assert_eq!(refuse(&format!("GET /{}", "x".repeat(1000))), 431);
+    // What is wrong behind the limit is not looked at.
+    assert_eq!(refuse(&format!("GET /{} HTTP/1.1\r\n\0", "x".repeat(1000))), 431);
     assert_eq!(refuse(&format!("GET / HTTP/1.1\r\n{}\r\n", "a:b\r\n".repeat(8))), 431);
     assert!(Acceptor::new(limits).receive(REQUEST.as_bytes()).unwrap().is_some());
 }
@@ -343,7 +345,8 @@ fn a_response_over_the_limits_fails() {
     let handshake = || ClientHandshake::new(client_request(), limits, 0).unwrap();
     let too_long = format!("HTTP/1.1 101 \r\nX: {}", "x".repeat(100));
     let too_many = format!("HTTP/1.1 101 \r\n{}\r\n", "a: b\r\n".repeat(3));
-    for response in [too_long, too_many] {
+    let wrong_behind_the_limit = format!("{too_long}\r\n\0");
+    for response in [too_long, too_many, wrong_behind_the_limit] {
         let result = handshake().receive(response.as_bytes()).map(drop);
         assert_eq!(result, Err(ClientHandshakeError::HeadTooLarge));
     }
