@@ -541,9 +541,21 @@ impl Provider {
         matches!(self.phase, Phase::Stopped)
     }
 
-    /// Whether there are changes that the server has not acknowledged. See the [module](self).
+    /// Whether there are changes that the server has not acknowledged, of those that were
+    /// [taken](Self::edits_taken). See the [module](self).
     pub fn has_unacknowledged(&self) -> bool {
         !self.unacknowledged.is_empty()
+    }
+
+    /// Counts changes as they are made, for who asks without the provider at hand.
+    pub fn edit_counter(&self) -> EditCounter {
+        EditCounter(Arc::clone(&self.document.edits))
+    }
+
+    /// How many of the changes that the [counter](Self::edit_counter) has counted were taken so far. If
+    /// that is fewer, there are some of which nothing is known yet.
+    pub fn edits_taken(&self) -> u64 {
+        self.document.taken
     }
 
     /// Others who are present, and their states as JSON text.
@@ -1061,13 +1073,22 @@ struct Document {
     was_observed: bool,
     /// Changes of the application that came in one transaction with what was applied.
     mixed: Vec<Bytes>,
+    /// How many were taken out of the queue.
+    taken: u64,
 }
 
 /// Changes that are on their way from the observer, which runs on whichever thread edits the document,
 /// to the provider. The lock is held to push and to take, never while anything else is called.
 #[derive(Debug, Default)]
 #[allow(clippy::disallowed_types, reason = "the one state with two owners: see above")]
-struct Edits(std::sync::Mutex<Vec<Edit>>);
+struct Edits(std::sync::Mutex<Queue>);
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: Vec<Edit>,
+    /// How many there ever were.
+    made: u64,
+}
 
 #[derive(Debug)]
 struct Edit {
@@ -1085,11 +1106,30 @@ enum Failure {
 
 impl Edits {
     fn push(&self, edit: Edit) {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(edit);
+        let mut queue = self.lock();
+        queue.waiting.push(edit);
+        queue.made += 1;
     }
 
     fn take(&self) -> Vec<Edit> {
-        mem::take(&mut self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+        mem::take(&mut self.lock().waiting)
+    }
+
+    #[allow(clippy::disallowed_types, reason = "see the type")]
+    fn lock(&self) -> std::sync::MutexGuard<'_, Queue> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Counts the changes of a document as they are made, from whichever thread: see
+/// [`Provider::edits_taken`].
+#[derive(Debug, Clone)]
+pub struct EditCounter(Arc<Edits>);
+
+impl EditCounter {
+    /// How many transactions have changed the document since it is observed.
+    pub fn made(&self) -> u64 {
+        self.0.lock().made
     }
 }
 
@@ -1098,7 +1138,7 @@ impl Document {
         let edits = Arc::new(Edits::default());
         // Two providers may share a document: each takes the changes that come from the other.
         let origin = Origin::from(Arc::as_ptr(&edits) as usize);
-        Self { doc, origin, waker, edits, was_observed: false, mixed: Vec::new() }
+        Self { doc, origin, waker, edits, was_observed: false, mixed: Vec::new(), taken: 0 }
     }
 
     /// Whether the observer is there: yrs drops all of them when one panics.
@@ -1138,7 +1178,13 @@ impl Document {
     /// The application's changes, in order.
     fn take_edits(&mut self) -> Vec<Bytes> {
         let mut edits = mem::take(&mut self.mixed);
-        edits.extend(self.edits.take().into_iter().map(|edit| edit.update));
+        edits.extend(self.take().into_iter().map(|edit| edit.update));
+        edits
+    }
+
+    fn take(&mut self) -> Vec<Edit> {
+        let edits = self.edits.take();
+        self.taken += edits.len() as u64;
         edits
     }
 
@@ -1165,7 +1211,7 @@ impl Document {
     /// Applies a proven update. Observers of the application run in here, and may make changes of their
     /// own in the same transaction.
     fn apply(&mut self, update: &Bytes) -> Result<(), Failure> {
-        let earlier = self.edits.take();
+        let earlier = self.take();
         self.mixed.extend(earlier.into_iter().map(|edit| edit.update));
         let mut transaction =
             self.doc.try_transact_mut_with(self.origin.clone()).map_err(|_| Failure::Occupied)?;
@@ -1182,7 +1228,7 @@ impl Document {
             Ok(None) => return Err(Failure::Close(CloseReason::NotDecodable)),
             Err(_) => return Err(Failure::Close(CloseReason::Panicked)),
         };
-        for edit in self.edits.take() {
+        for edit in self.take() {
             if !edit.is_applied || !is_part_of(&edit.update, &integrated) {
                 self.mixed.push(edit.update);
             }

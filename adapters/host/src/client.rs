@@ -13,7 +13,7 @@ use bytes::Bytes;
 use yrs::Doc;
 use yrs_websocket::{
     Outputs,
-    provider::{self, CloseReason, End, Event, Input, Output, PresenceState, Provider},
+    provider::{self, CloseReason, EditCounter, End, Event, Input, Output, PresenceState, Provider},
     update::ClientId,
 };
 use yrs_websocket_rfc6455::{
@@ -175,18 +175,21 @@ enum Layer {
 }
 
 /// What a client and its handles share. No lock of it is held while anything else is called.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     bell: Arc<Bell>,
     commands: Mutex<Vec<Input>>,
     status: Mutex<Status>,
+    edits: EditCounter,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Status {
     is_connected: bool,
     is_synced: bool,
+    /// Of the edits that were taken.
     has_unacknowledged: bool,
+    edits_taken: u64,
     presence: BTreeMap<ClientId, Bytes>,
 }
 
@@ -198,10 +201,24 @@ impl Client {
         websocket.text_refused = true;
         // The provider notices who is silent, and asks before that.
         websocket.ping_interval = None;
-        let shared = Arc::new(Shared::default());
-        let waker = Arc::clone(&shared.bell).into();
+        let bell = Arc::new(Bell::default());
+        let provider = Provider::new(options.provider.clone(), doc, Arc::clone(&bell).into(), seed);
+        let status = Status {
+            is_connected: false,
+            is_synced: false,
+            // Nobody has looked.
+            has_unacknowledged: true,
+            edits_taken: 0,
+            presence: BTreeMap::new(),
+        };
+        let shared = Arc::new(Shared {
+            bell,
+            commands: Mutex::default(),
+            status: Mutex::new(status),
+            edits: provider.edit_counter(),
+        });
         Self {
-            provider: Provider::new(options.provider.clone(), doc, waker, seed),
+            provider,
             options,
             websocket: Arc::new(websocket),
             layer: Layer::Down,
@@ -387,6 +404,7 @@ impl Client {
             status.is_connected = self.provider.is_connected();
             status.is_synced = self.provider.is_synced();
             status.has_unacknowledged = self.provider.has_unacknowledged();
+            status.edits_taken = self.provider.edits_taken();
         }
         self.perform(now, outputs);
         self.weigh_outbox(now);
@@ -544,9 +562,11 @@ impl ClientHandle {
         lock(&self.shared.status).is_synced
     }
 
-    /// Whether there are changes that the server has not acknowledged: see [`provider`].
+    /// Whether there are changes that the server has not acknowledged: see [`provider`]. It is so from the
+    /// end of the transaction on that makes one.
     pub fn has_unacknowledged(&self) -> bool {
-        lock(&self.shared.status).has_unacknowledged
+        let status = lock(&self.shared.status);
+        status.has_unacknowledged || status.edits_taken != self.shared.edits.made()
     }
 
     /// Others who are present, and their states as JSON text.

@@ -172,7 +172,9 @@ fn what_a_slow_line_missed_comes_as_one() {
     let mut world = World::new(Options::default());
     let mut alice = Peer::with(world.now, 1, |options| options.outbox_bytes_max = 1000);
     alice.join(&mut world, 1000);
+    assert!(!alice.client.handle().has_unacknowledged());
     alice.edit(&"x".repeat(2000));
+    assert!(alice.client.handle().has_unacknowledged());
     alice.client.wake(world.now);
     for _ in 0..10 {
         alice.edit(&"y".repeat(1000));

@@ -59,8 +59,8 @@ fn a_server_that_is_killed_and_started_again_is_found_and_what_was_written_meanw
             len += 2;
             alice.until_len(len).await;
             bob.until_len(len).await;
-            alice.acknowledged().await;
-            bob.acknowledged().await;
+            alice.acknowledged(&mut Vec::new()).await;
+            bob.acknowledged(&mut Vec::new()).await;
             let text = alice.text();
             let (old, serving) = service.take().unwrap();
             serving.abort();
@@ -89,6 +89,74 @@ fn a_server_that_is_killed_and_started_again_is_found_and_what_was_written_meanw
         assert!(!alice.leave().await && !bob.leave().await);
         assert_eq!(disk.text("notes"), alice.text());
     });
+}
+
+#[test]
+fn twenty_clients_edit_while_the_server_crashes_fifty_times_and_nothing_acknowledged_is_lost() {
+    on_both_runtimes(|| async {
+        let disk = Disk::default();
+        let start = || Service::with_store(options().0, 2, disk.clone()).unwrap();
+        let service = start();
+        let (address, serving) = serve(&service).await;
+        let mut service = Some((service, serving));
+        let patient = |options: &mut ClientOptions| {
+            options.provider.retry_delay_min = Duration::from_millis(40);
+            options.provider.retry_delay_max = Duration::from_millis(160);
+        };
+        let mut peers: Vec<_> = (1..=20).map(|id| Peer::connect_with(address, id, patient)).collect();
+        let letter = |index: usize| char::from(b'a' + index as u8);
+        let count = |text: &str, index: usize| text.chars().filter(|found| *found == letter(index)).count();
+        let mut delays = Vec::new();
+        for round in 0..50 {
+            for (index, peer) in peers.iter().enumerate() {
+                peer.edit(&letter(index).to_string());
+            }
+            // The others are in the middle of something.
+            let first = round % peers.len();
+            for peer in &mut peers[first..] {
+                peer.acknowledged(&mut delays).await;
+            }
+            let acknowledged: Vec<_> = peers
+                .iter()
+                .map(|peer| if peer.handle.has_unacknowledged() { String::new() } else { peer.text() })
+                .collect();
+            let (old, serving) = service.take().unwrap();
+            serving.abort();
+            let _ = serving.await;
+            drop(old);
+            let stored = disk.text("notes");
+            for (index, text) in acknowledged.iter().enumerate() {
+                assert!(count(&stored, index) >= count(text, index), "acknowledged, and not stored");
+            }
+            let new = start();
+            let listener = TcpListener::bind(address).await.unwrap();
+            let serving = tokio::spawn({
+                let new = new.clone();
+                async move { new.serve(listener).await }
+            });
+            service = Some((new, serving));
+        }
+        for peer in &mut peers {
+            peer.until_len(20 * 50).await;
+            peer.acknowledged(&mut delays).await;
+        }
+        let text = peers[0].text();
+        assert!(peers.iter().all(|peer| peer.text() == text));
+        assert_eq!(disk.text("notes"), text);
+        assert_eq!((0..20).map(|index| count(&text, index)).collect::<Vec<_>>(), [50; 20]);
+        print_distribution(&delays);
+    });
+}
+
+fn print_distribution(delays: &[Duration]) {
+    let mut buckets = std::collections::BTreeMap::new();
+    for delay in delays {
+        *buckets.entry(delay.as_millis() / 4 * 4).or_insert(0) += 1;
+    }
+    println!("{} attempts, by the milliseconds they waited:", delays.len());
+    for (millis, count) in buckets {
+        println!("{millis:>4} {count:>4} {}", "#".repeat(count / 10));
+    }
 }
 
 #[test]
@@ -267,9 +335,13 @@ impl Peer {
         assert_eq!(self.text().len(), len);
     }
 
-    async fn acknowledged(&mut self) {
+    /// Waits until everything is; notes how long it waited before it came back.
+    async fn acknowledged(&mut self, delays: &mut Vec<Duration>) {
         while !self.handle.is_synced() || self.handle.has_unacknowledged() {
-            self.events.recv().await.expect("the client runs");
+            let event = self.events.recv().await.expect("the client runs");
+            if let Event::Disconnected { retry_in: Some(delay), .. } = event {
+                delays.push(delay);
+            }
         }
     }
 
