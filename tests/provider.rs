@@ -737,6 +737,63 @@ proptest! {
     }
 }
 
+/// Messages that may be anything.
+fn frames() -> impl Strategy<Value = Vec<u8>> {
+    let bytes = || prop::collection::vec(any::<u8>(), 0..12);
+    prop_oneof![
+        bytes(),
+        bytes().prop_map(|bytes| support::framed(&[0, 0], &bytes)),
+        bytes().prop_map(|bytes| update(&bytes)),
+        bytes().prop_map(|bytes| support::framed(&[1], &bytes)),
+        (0..4u8, 0..9u8).prop_map(|(client, clock)| update(text_insert(client, clock, "x"))),
+        (0..4u8, 0..9u8).prop_map(|(client, clock)| step2(text_delete(client, clock, 1))),
+        (0..4u8, 0..9u8).prop_map(|(client, clock)| step1(&[(client, clock)])),
+        (0..4u8, 0..9u8).prop_map(|(client, clock)| presence(&[(client, clock, "null")])),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
+
+    /// Nothing panics, spins, or is sent without a connection; and what was acknowledged stays so.
+    #[test]
+    fn whatever_comes_in_whatever_order_is_dealt_with(
+        steps in prop::collection::vec((0..14u8, frames(), 0..40_000u64), 0..60),
+    ) {
+        let mut c = Client::new();
+        let mut is_connected = false;
+        for (what, frame, millis) in steps {
+            let out = match what {
+                0 => c.handle(Input::Start),
+                1 | 2 => c.handle(Input::Connected),
+                3..=6 => c.frame(frame),
+                7 => {
+                    c.edit("e");
+                    c.edited()
+                }
+                8 => c.handle(Input::Disconnected { end: End::Lost }),
+                9 => c.handle(Input::Congested),
+                10 => c.handle(Input::Writable),
+                11 => c.set_presence("1"),
+                12 => c.leave(millis),
+                _ => c.pass(millis),
+            };
+            if what == 8 {
+                is_connected = false;
+            }
+            for out in out {
+                match out {
+                    Out::Event(Event::Connected) => is_connected = true,
+                    Out::Connect | Out::Close(_) => is_connected = false,
+                    Out::Send(_) => prop_assert!(is_connected),
+                    Out::Retry(..) | Out::Event(_) => {}
+                }
+            }
+            prop_assert_eq!(c.provider.is_connected(), is_connected);
+        }
+    }
+}
+
 /// A server, its disk, and clients on lines that keep the order and lose everything when they are cut.
 struct World {
     server: Server,
