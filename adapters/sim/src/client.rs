@@ -170,6 +170,8 @@ pub(crate) struct Client {
     pub(crate) doc: Doc,
     /// What the document has, and what waits for something that is missing.
     journal: Journal,
+    /// Updates of which something waits.
+    waiting: Vec<Bytes>,
     pub(crate) id: ClientId,
     pub(crate) presence: Presence,
     pub(crate) session: Option<Session>,
@@ -199,6 +201,7 @@ impl Client {
             undo: random.permille(400).then(|| Undo::new(&doc)),
             doc,
             journal: Journal::new(JournalLimits::default()),
+            waiting: Vec::new(),
             id,
             presence: Presence::new(id, shy, now),
             session: None,
@@ -242,6 +245,9 @@ impl Client {
                 // Without what is pending: where pending updates overlap, yrs 0.28 merges them under wrong clocks.
                 let update = self.doc.transact().encode_diff_v1(&known);
                 answers.push(Message::SyncStep2(update.into()).encode());
+                // Yjs puts what waits into the same message.
+                let waiting = self.waiting.iter().cloned();
+                answers.extend(waiting.map(|update| Message::Update(update).encode()));
             }
             Message::SyncStep2(update) => {
                 if let Some(session) = &mut self.session {
@@ -275,9 +281,15 @@ impl Client {
     /// Gives the document what it can integrate. Yjs keeps the rest until its time has come; yrs shows what
     /// lies beyond a gap in the clocks of one client, and then writes it down under wrong clocks.
     fn apply(&mut self, bytes: Bytes) -> Result<Update, Violation> {
-        let update = scan(bytes).map_err(|error| Violation::new("updates scan", error))?;
+        let update = scan(bytes.clone()).map_err(|error| Violation::new("updates scan", error))?;
         let mark = self.journal.mark();
+        let parked = self.journal.parked_bytes();
         self.journal.restore(&update);
+        match self.journal.parked_bytes() {
+            0 => self.waiting.clear(),
+            now if now > parked => self.waiting.push(bytes),
+            _ => {}
+        }
         for integrated in self.journal.updates_since(mark).into_iter().flatten() {
             let decoded = yrs::Update::decode_v1(integrated)
                 .map_err(|error| Violation::new("updates decode in yrs", error))?;

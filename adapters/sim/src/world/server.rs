@@ -177,6 +177,7 @@ impl World<'_> {
             }
             if let Request::Append { room, .. } = &request
                 && let Some(book) = self.disk.rooms.get(room)
+                && !self.is_parked(room)
             {
                 checks::nothing_known_is_stored(book, &request)?;
             }
@@ -254,7 +255,8 @@ impl World<'_> {
         }
     }
 
-    /// Whether the server waits for something that is missing.
+    /// Whether the server waits for something that is missing. What waits may be said again in other pieces:
+    /// it counts as new.
     pub(super) fn is_parked(&self, room: &RoomName) -> bool {
         let room = self.host.as_ref().and_then(|host| host.server().room(room));
         room.is_some_and(|room| room.journal().parked_bytes() > 0)
