@@ -1071,30 +1071,24 @@ struct Document {
     waker: Waker,
     edits: Arc<Edits>,
     was_observed: bool,
-    /// Changes of the application that came in one transaction with what was applied.
-    mixed: Vec<Bytes>,
     /// How many were taken out of the queue.
     taken: u64,
 }
 
-/// Changes that are on their way from the observer, which runs on whichever thread edits the document,
-/// to the provider. The lock is held to push and to take, never while anything else is called.
+/// Changes of the application that are on their way from the observer, which runs on whichever thread
+/// edits the document, to the provider. The lock is held to push and to take, never while anything else is
+/// called.
 #[derive(Debug, Default)]
 #[allow(clippy::disallowed_types, reason = "the one state with two owners: see above")]
 struct Edits(std::sync::Mutex<Queue>);
 
 #[derive(Debug, Default)]
 struct Queue {
-    waiting: Vec<Edit>,
+    waiting: Vec<Bytes>,
     /// How many there ever were.
     made: u64,
-}
-
-#[derive(Debug)]
-struct Edit {
-    /// Made in a transaction of ours.
-    is_applied: bool,
-    update: Bytes,
+    /// What the provider has done in its transaction that is about to end: no change of the application.
+    applied: Option<Vec<u8>>,
 }
 
 /// Why something was not done to the document.
@@ -1105,13 +1099,13 @@ enum Failure {
 }
 
 impl Edits {
-    fn push(&self, edit: Edit) {
+    fn push(&self, update: &[u8]) {
         let mut queue = self.lock();
-        queue.waiting.push(edit);
+        queue.waiting.push(Bytes::copy_from_slice(update));
         queue.made += 1;
     }
 
-    fn take(&self) -> Vec<Edit> {
+    fn take(&self) -> Vec<Bytes> {
         mem::take(&mut self.lock().waiting)
     }
 
@@ -1127,7 +1121,9 @@ impl Edits {
 pub struct EditCounter(Arc<Edits>);
 
 impl EditCounter {
-    /// How many transactions have changed the document since it is observed.
+    /// In how many transactions the application has changed the document since it is observed. What the
+    /// provider applies does not count, or who waits for an [acknowledgement](Event::Acknowledged) would
+    /// wait for one that never comes.
     pub fn made(&self) -> u64 {
         self.0.lock().made
     }
@@ -1138,7 +1134,7 @@ impl Document {
         let edits = Arc::new(Edits::default());
         // Two providers may share a document: each takes the changes that come from the other.
         let origin = Origin::from(Arc::as_ptr(&edits) as usize);
-        Self { doc, origin, waker, edits, was_observed: false, mixed: Vec::new(), taken: 0 }
+        Self { doc, origin, waker, edits, was_observed: false, taken: 0 }
     }
 
     /// Whether the observer is there: yrs drops all of them when one panics.
@@ -1153,9 +1149,14 @@ impl Document {
         let (origin, waker) = (self.origin.clone(), self.waker.clone());
         transaction.observe_update_v1(self.origin.clone(), move |transaction, event| {
             let Some(edits) = edits.upgrade() else { return };
-            let is_applied = transaction.origin() == Some(&origin);
-            edits.push(Edit { is_applied, update: Bytes::copy_from_slice(&event.update) });
-            if !is_applied {
+            if transaction.origin() == Some(&origin) {
+                // Observers of the application may have made changes of their own in it.
+                let applied = edits.lock().applied.take();
+                if applied.is_none_or(|applied| !is_part_of(&event.update, &applied)) {
+                    edits.push(&event.update);
+                }
+            } else {
+                edits.push(&event.update);
                 waker.wake_by_ref();
             }
         });
@@ -1177,12 +1178,6 @@ impl Document {
 
     /// The application's changes, in order.
     fn take_edits(&mut self) -> Vec<Bytes> {
-        let mut edits = mem::take(&mut self.mixed);
-        edits.extend(self.take().into_iter().map(|edit| edit.update));
-        edits
-    }
-
-    fn take(&mut self) -> Vec<Edit> {
         let edits = self.edits.take();
         self.taken += edits.len() as u64;
         edits
@@ -1210,30 +1205,26 @@ impl Document {
 
     /// Applies a proven update. Observers of the application run in here, and may make changes of their
     /// own in the same transaction.
-    fn apply(&mut self, update: &Bytes) -> Result<(), Failure> {
-        let earlier = self.take();
-        self.mixed.extend(earlier.into_iter().map(|edit| edit.update));
+    fn apply(&self, update: &Bytes) -> Result<(), Failure> {
         let mut transaction =
             self.doc.try_transact_mut_with(self.origin.clone()).map_err(|_| Failure::Occupied)?;
-        let integrated = catch_unwind(AssertUnwindSafe(move || {
+        let edits = &self.edits;
+        let applied = catch_unwind(AssertUnwindSafe(move || {
             let update = yrs::Update::decode_v1(update).ok()?;
             transaction.apply_update(update).ok()?;
             // Before the end of the transaction runs observers.
             let integrated = transaction.encode_update_v1();
+            edits.lock().applied = Some(integrated);
             drop(transaction);
-            Some(integrated)
+            Some(())
         }));
-        let integrated = match integrated {
-            Ok(Some(integrated)) => integrated,
-            Ok(None) => return Err(Failure::Close(CloseReason::NotDecodable)),
-            Err(_) => return Err(Failure::Close(CloseReason::Panicked)),
-        };
-        for edit in self.take() {
-            if !edit.is_applied || !is_part_of(&edit.update, &integrated) {
-                self.mixed.push(edit.update);
-            }
+        // Where nothing was changed, nothing was observed.
+        self.edits.lock().applied = None;
+        match applied {
+            Ok(Some(())) => Ok(()),
+            Ok(None) => Err(Failure::Close(CloseReason::NotDecodable)),
+            Err(_) => Err(Failure::Close(CloseReason::Panicked)),
         }
-        Ok(())
     }
 }
 
@@ -1302,13 +1293,13 @@ impl Changes {
 }
 
 /// Whether an update says nothing beyond another, both written by yrs.
-fn is_part_of(update: &Bytes, whole: &[u8]) -> bool {
+fn is_part_of(update: &[u8], whole: &[u8]) -> bool {
     if update == whole {
         return true;
     }
     // The end of a transaction merges structs and collects garbage, so the same may look different.
-    let scan = |bytes: Bytes| Update::scan(bytes, &own_rules());
-    let (Ok(update), Ok(whole)) = (scan(update.clone()), scan(Bytes::copy_from_slice(whole))) else {
+    let scan = |bytes: &[u8]| Update::scan(Bytes::copy_from_slice(bytes), &own_rules());
+    let (Ok(update), Ok(whole)) = (scan(update), scan(whole)) else {
         return false;
     };
     let mut changes = Changes::default();

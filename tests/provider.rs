@@ -324,6 +324,17 @@ mod editing {
         assert_eq!(c.text(), "ax");
         let Out::Send(frame) = &out[0] else { unreachable!() };
         assert_eq!(inserts(frame), [(1, 0..1), (2, 0..1)]);
+        assert_eq!(c.provider.edit_counter().made(), 1);
+    }
+
+    #[test]
+    fn what_came_is_no_change_of_the_application_for_not_even_a_moment() {
+        let mut c = Client::synced();
+        let counter = c.provider.edit_counter();
+        assert_eq!(c.frame(update(text_insert(2, 0, "x"))), []);
+        assert_eq!(c.text(), "x");
+        // No event says that it was taken: whoever saw it counted would wait for one for ever.
+        assert_eq!(counter.made(), 0);
     }
 
     #[test]
