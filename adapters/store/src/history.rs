@@ -240,7 +240,8 @@ pub enum Moment {
 }
 
 impl Moment {
-    fn includes(self, record: &Record) -> bool {
+    /// Whether a record was there by then.
+    pub fn includes(self, record: &Record) -> bool {
         match self {
             Self::Now => true,
             Self::Record(number) => record.number <= number,
@@ -309,6 +310,8 @@ pub enum HistoryError {
     /// The file of an export could not be written or read.
     #[error("the exported file could not be read or written: {message}")]
     Io {
+        /// What kind of failure.
+        kind: io::ErrorKind,
         /// What the operating system said.
         message: String,
     },
@@ -333,7 +336,7 @@ pub enum HistoryError {
 
 impl HistoryError {
     fn io(error: io::Error) -> Self {
-        Self::Io { message: error.to_string() }
+        Self::Io { kind: error.kind(), message: error.to_string() }
     }
 }
 

@@ -626,10 +626,10 @@ const SELECT_NEWEST: &str = "SELECT (SELECT max(timestamp) FROM yupdates WHERE p
 /// Metadata is an empty blob where there is none, as Python's is; NULL breaks some of its readers.
 const INSERT: &str = "INSERT INTO yupdates VALUES (?1, ?2, ?3, ?4)";
 const DELETE: &str = "DELETE FROM yupdates WHERE rowid = ?1 AND path = ?2 AND timestamp = ?3";
-/// At equal times the checkpoint is after the rows it was made of.
+/// At equal times the checkpoint is first: Python gives its time to the row that comes after it.
 const SELECT_RECORDS: &str = "SELECT yupdate, metadata, timestamp, 0 AS is_checkpoint, rowid AS id FROM yupdates WHERE path = ?1 \
      UNION ALL SELECT checkpoint, x'', timestamp, 1, 0 FROM ycheckpoints WHERE path = ?1 \
-     ORDER BY timestamp, is_checkpoint, id";
+     ORDER BY timestamp, is_checkpoint DESC, id";
 const SELECT_KEYS: &str = "SELECT path, count(*), sum(bytes), max(timestamp) FROM \
      (SELECT path, coalesce(length(yupdate), 0) AS bytes, timestamp FROM yupdates \
       UNION ALL SELECT path, length(checkpoint), timestamp FROM ycheckpoints) \
