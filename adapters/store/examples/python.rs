@@ -8,7 +8,8 @@ use std::{env, fs, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use yrs::{
-    ClientID, Doc, GetString as _, Options, ReadTxn as _, Text as _, Transact as _, Update, updates::decoder::Decode as _,
+    ClientID, Doc, GetString as _, Options, ReadTxn as _, Text as _, Transact as _, Update,
+    updates::decoder::Decode as _,
 };
 use yrs_websocket::{RoomName, update::SquashOptions};
 use yrs_websocket_store::{History as _, SqliteOptions, SqliteStore, Store as _, Write, Zlib};
@@ -39,8 +40,12 @@ fn write(library: &str, folder: &Path) {
             let name = format!("{fixture}-{case}.db");
             let path = folder.join(&name);
             if fixture != "new" {
-                let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(fixture).join("ystore.db");
-                fs::write(&path, fs::read(source).expect("the fixture is there")).expect("the folder can be written");
+                let source = Path::new(env!("CARGO_MANIFEST_DIR"))
+                    .join("tests/fixtures")
+                    .join(fixture)
+                    .join("ystore.db");
+                fs::write(&path, fs::read(source).expect("the fixture is there"))
+                    .expect("the folder can be written");
             }
             let mut options = SqliteOptions::default();
             if case == "checkpointed" || is_compressed {
@@ -52,7 +57,8 @@ fn write(library: &str, folder: &Path) {
             if is_compressed {
                 options.compression = Some(Arc::new(Zlib));
             }
-            let mut store = SqliteStore::open(&path).expect("a database").with_options(options).expect("options");
+            let mut store =
+                SqliteStore::open(&path).expect("a database").with_options(options).expect("options");
             push(&mut store, " and Rust");
             if case == "squashed" {
                 store.compact(&room(), SquashOptions::default()).expect("a squash");

@@ -35,6 +35,11 @@ impl Compression for Zlib {
     }
 
     fn decompress(&self, compressed: &[u8], len_max: usize) -> Option<Vec<u8>> {
+        // The check of the header, before anything is set up: most of what is tried is none.
+        let &[method, flags, ..] = compressed else { return None };
+        if method & 0x0f != 8 || u16::from_be_bytes([method, flags]) % 31 != 0 {
+            return None;
+        }
         let mut record = Vec::new();
         let mut rest = compressed;
         let mut decoder = ZlibDecoder::new(&mut rest);

@@ -486,6 +486,26 @@ fn what_another_process_wrote_survives_upkeep_and_the_compaction_after_it() {
 }
 
 #[test]
+fn a_tool_may_compact_a_room_under_a_server_that_serves_it() {
+    let (_folder, path) = empty();
+    let mut server = SqliteStore::open(&path).unwrap();
+    let mut tool = SqliteStore::open(&path).unwrap();
+    let updates = typed(&["a", "b", "c", "d"]);
+    server.load(&name("room")).unwrap();
+    server.commit(&[append("room", 1, updates[0].clone()), append("room", 2, updates[1].clone())]).unwrap();
+    assert_eq!(tool.compact(&name("room"), Default::default()).unwrap().records_after, 1);
+    tool.vacuum().unwrap();
+    server.commit(&[append("room", 3, updates[2].clone())]).unwrap();
+    server.commit(&[compact("room", 3, squash(&updates[..3]))]).unwrap();
+    server.commit(&[append("room", 4, updates[3].clone())]).unwrap();
+    // What the tool made stays beside what the server made until the room is loaded again; twice is no harm.
+    let stored = server.load(&name("room")).unwrap();
+    assert_eq!((stored.len(), text(&stored).as_str()), (3, "abcd"));
+    server.commit(&[compact("room", 0, squash(&updates))]).unwrap();
+    assert_eq!(server.load(&name("room")).unwrap().len(), 1);
+}
+
+#[test]
 fn backups_take_names_that_are_free() {
     let (folder, path) = fixture("pycrdt-store-0.1.5");
     fs::write(folder.path().join("store(2).db"), "somebody's").unwrap();
