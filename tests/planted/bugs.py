@@ -14,7 +14,7 @@ HOST = 'adapters/host/src/host.rs'
 STORAGE = 'adapters/host/src/storage.rs'
 THREAD = 'adapters/store/src/thread.rs'
 MEMORY = 'adapters/store/src/memory.rs'
-SQLITE = 'adapters/store/src/sqlite.rs'
+SQLITE = 'adapters/store/src/sqlite/upkeep.rs'
 WEBSOCKET = 'adapters/websocket/src/connection.rs'
 
 BUGS = [
@@ -84,11 +84,11 @@ BUGS = [
      'let state = if self.parked.is_empty() {',
      'let state = if self.parked.is_empty() || log.bytes().len() < usize::MAX {'),
     ('a compaction deletes what was appended meanwhile', MEMORY,
-     'updates.retain(|(written, _)| written > seq);',
-     'updates.clear();'),
+     'kept.records.retain(|(written, _)| written > seq);',
+     'kept.records.clear();'),
     ('a compaction deletes rows that came after its number', SQLITE,
-     '.filter(|row| row.seq <= *seq)',
-     '.filter(|row| row.seq <= *seq + 1)'),
+     '.filter(|row| row.seq <= seq)',
+     '.filter(|row| row.seq <= seq + 1)'),
     ('a compaction is handed out while a write is in flight', ROOM,
      'if self.storage.is_quiet() && self.storage.may_compact(now) {',
      'if self.storage.may_compact(now) {'),

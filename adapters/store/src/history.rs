@@ -148,10 +148,15 @@ pub trait History: Store {
             return Ok(done);
         }
         let mut journal = Journal::new(JournalLimits::default());
+        // Read again, as what is loaded now is what the write below replaces.
         for update in self.load(room)? {
             match scan(update) {
                 Ok(update) => journal.restore(&update),
-                Err(error) => damaged = damaged.take().or(Some((0, Damage::Malformed(error)))),
+                // Only if it has come since.
+                Err(error) => {
+                    let record = done.records_before + 1;
+                    damaged = damaged.take().or(Some((record, Damage::Malformed(error))));
+                }
             }
         }
         if let Some((record, damage)) = damaged {

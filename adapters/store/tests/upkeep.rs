@@ -247,8 +247,10 @@ fn a_database_without_checkpoints_loads_and_takes_hundreds_of_writes() {
     assert_eq!(expected, "Hello, World");
     // Of a client of their own.
     let words = vec!["."; 250];
-    for (seq, update) in (1..).zip(typed(&words)) {
-        store.commit(&[append("room-1", seq, update)]).unwrap();
+    let writes: Vec<_> =
+        (1..).zip(typed(&words)).map(|(seq, update)| append("room-1", seq, update)).collect();
+    for some in writes.chunks(10) {
+        store.commit(some).unwrap();
     }
     let after = text(&store.load(&name("room-1")).unwrap());
     expected += &words.concat();
@@ -267,9 +269,8 @@ fn what_python_reads_with_checkpoints_is_what_it_reads_without() {
     for every in [None, Some(1), Some(10), Some(33), Some(100), Some(101)] {
         let (_folder, path) = empty();
         let mut store = open(&path, |options| options.checkpoint_every = every);
-        for (seq, update) in (1..).zip(&updates) {
-            store.commit(&[append("room", seq, update.clone())]).unwrap();
-        }
+        let writes = (1..).zip(&updates).map(|(seq, update)| append("room", seq, update.clone()));
+        store.commit(&writes.collect::<Vec<_>>()).unwrap();
         // Python's own query.
         let connection = Connection::open(&path).unwrap();
         let checkpoint = connection
@@ -405,8 +406,9 @@ fn a_database_that_is_too_large_is_squashed_the_least_recently_written_rooms_fir
 
 #[test]
 fn a_database_that_cannot_be_made_smaller_keeps_everything_and_is_not_squashed_at_every_write() {
-    let (_folder, path) = empty();
-    let mut store = open(&path, |options| options.size_max = Some(1));
+    let mut options = SqliteOptions::default();
+    options.size_max = Some(1);
+    let mut store = SqliteStore::in_memory().unwrap().with_options(options).unwrap();
     let words = vec!["word"; 300];
     for (seq, update) in (1..).zip(typed(&words)) {
         store.commit(&[append("room", seq, update)]).unwrap();

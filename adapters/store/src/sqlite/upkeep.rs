@@ -138,6 +138,19 @@ impl Change {
         self.compacted.is_none_or(|seq| row.seq > seq)
             && self.squashed.is_none_or(|time| row.timestamp > time)
     }
+
+    /// Forgets what a squash takes the place of.
+    fn replace(&mut self, content: &Content, state: &[Bytes]) {
+        let until = content.rows.iter().map(|row| row.timestamp).fold(f64::NEG_INFINITY, f64::max);
+        self.added.retain(|row| row.timestamp > until);
+        self.squashed = Some(self.squashed.unwrap_or(until).max(until));
+        if content.checkpoint.is_some() {
+            self.checkpoint = Some(None);
+        }
+        self.tail.rows = 0;
+        self.tail.bytes = 0;
+        self.tail.base_bytes = state.iter().map(|update| update.len() as u64).sum();
+    }
 }
 
 /// Is one transaction of writes.
@@ -161,8 +174,10 @@ impl Work<'_> {
     ) -> rusqlite::Result<()> {
         let path = (self.path_of)(room);
         let timestamp = newer(now, newest(self.transaction, &path)?);
-        self.insert_at(room, seq, update, timestamp)?;
-        self.change(room).tail.add(update.len());
+        let row = self.insert_row(Some(room), &path, seq, update, timestamp)?;
+        let change = self.change(room);
+        change.added.push(row);
+        change.tail.add(update.len());
         Ok(())
     }
 
@@ -193,7 +208,8 @@ impl Work<'_> {
         };
         for update in state {
             let timestamp = newer(now, newest(self.transaction, &path)?);
-            self.insert_at(room, seq, update, timestamp)?;
+            let row = self.insert_row(Some(room), &path, seq, update, timestamp)?;
+            self.change(room).added.push(row);
         }
         Ok(())
     }
@@ -223,7 +239,7 @@ impl Work<'_> {
         } else {
             return Ok(());
         };
-        if self.squash(room, &path, until)? {
+        if self.squash(Some(room), &path, until)? {
             self.change(room).tail.squashed_at = Some(now);
         }
         Ok(())
@@ -237,7 +253,7 @@ impl Work<'_> {
         let too_large = self.options.squash_above_bytes.is_some_and(|max| bytes > max.max(base_bytes));
         if too_many || too_large {
             let path = (self.path_of)(room);
-            self.squash(room, &path, None)?;
+            self.squash(Some(room), &path, None)?;
             // Also if it could not be done: it is tried again when it has grown as much again.
             self.change(room).tail.rows = 0;
             self.change(room).tail.bytes = 0;
@@ -288,10 +304,7 @@ impl Work<'_> {
         let known =
             self.rooms.keys().map(|room| ((self.path_of)(room), room.clone())).collect::<BTreeMap<_, _>>();
         for path in paths {
-            match known.get(&path) {
-                Some(room) => self.squash(room, &path, None)?,
-                None => self.squash_unknown(&path)?,
-            };
+            self.squash(known.get(&path), &path, None)?;
             if self.size()? <= enough {
                 return Ok(0);
             }
@@ -299,39 +312,26 @@ impl Work<'_> {
         self.size()
     }
 
-    /// Squashes a room, or what of it is not younger than `until`. False if there is nothing to be gained, or
-    /// a record cannot be read.
-    fn squash(&mut self, room: &RoomName, path: &str, until: Option<f64>) -> rusqlite::Result<bool> {
+    /// Squashes a path, or what of it is not younger than `until`. False if there is nothing to be gained, or
+    /// a record cannot be read. `room` is whose path it is, if anything is known of one.
+    fn squash(&mut self, room: Option<&RoomName>, path: &str, until: Option<f64>) -> rusqlite::Result<bool> {
         let Some(content) = Content::read(self.transaction, path, until, self.codecs)? else {
             return Ok(false);
         };
         if content.is_squashed() {
             return Ok(false);
         }
-        let known = self.known_rows(room).map(|row| ((row.id, row.timestamp.to_bits()), row.seq));
-        let known = known.collect::<BTreeMap<_, _>>();
-        let seqs = content.rows.iter().map(|row| known.get(&(row.id, row.timestamp.to_bits())).copied());
-        // The numbers of the writes that are in it: so no compaction deletes it that does not cover them. With
-        // something that nobody here has seen, none does.
-        let seq = seqs.collect::<Option<Vec<_>>>().and_then(|seqs| seqs.into_iter().max());
-        let seq =
-            seq.filter(|_| content.checkpoint.is_none() || content.checkpoint == self.checkpoint_of(room));
-        let state = content.squash(self.squash_options());
+        let state = content.squash(SquashOptions { collect: self.options.drop_deleted });
+        let seq = room.and_then(|room| self.seq_of(room, &content));
         content.delete(self.transaction, path)?;
-        let until = content.rows.iter().map(|row| row.timestamp).fold(f64::NEG_INFINITY, f64::max);
-        let change = self.change(room);
-        change.added.retain(|row| row.timestamp > until);
-        change.squashed = Some(change.squashed.unwrap_or(until).max(until));
-        if content.checkpoint.is_some() {
-            change.checkpoint = Some(None);
+        if let Some(room) = room {
+            self.change(room).replace(&content, &state);
         }
-        change.tail.rows = 0;
-        change.tail.bytes = 0;
-        change.tail.base_bytes = state.iter().map(|update| update.len() as u64).sum();
+        let name = room.cloned().or_else(|| RoomName::new(path).ok());
         let mut timestamp = content.newest();
         for update in &state {
-            let row = self.insert_row(room, seq.unwrap_or(0), update, timestamp)?;
-            if seq.is_some() {
+            let row = self.insert_row(name.as_ref(), path, seq.unwrap_or(0), update, timestamp)?;
+            if let (Some(room), Some(_)) = (room, seq) {
                 self.change(room).added.push(row);
             }
             timestamp = timestamp.next_down();
@@ -339,53 +339,31 @@ impl Work<'_> {
         Ok(true)
     }
 
-    /// Squashes a room that nobody has loaded.
-    fn squash_unknown(&mut self, path: &str) -> rusqlite::Result<bool> {
-        let Some(content) = Content::read(self.transaction, path, None, self.codecs)? else {
-            return Ok(false);
-        };
-        if content.is_squashed() {
-            return Ok(false);
+    /// The number of the last write in what is there, so that no compaction deletes what is made of it and
+    /// does not cover that. `None` if something in it was never seen here: then no compaction covers it.
+    fn seq_of(&self, room: &RoomName, content: &Content) -> Option<u64> {
+        if content.checkpoint.is_some() && content.checkpoint != self.checkpoint_of(room) {
+            return None;
         }
-        content.delete(self.transaction, path)?;
-        let mut timestamp = content.newest();
-        for update in content.squash(self.squash_options()) {
-            let metadata = match (&mut self.options.metadata, RoomName::new(path)) {
-                (Some(metadata), Ok(room)) => metadata(&room),
-                (Some(_) | None, _) => Bytes::new(),
-            };
-            insert(self.transaction, path, &update, &metadata, timestamp, self.codecs)?;
-            timestamp = timestamp.next_down();
-        }
-        Ok(true)
-    }
-
-    fn squash_options(&self) -> SquashOptions {
-        SquashOptions { collect: self.options.drop_deleted }
-    }
-
-    fn insert_at(
-        &mut self,
-        room: &RoomName,
-        seq: u64,
-        update: &[u8],
-        timestamp: f64,
-    ) -> rusqlite::Result<()> {
-        let row = self.insert_row(room, seq, update, timestamp)?;
-        self.change(room).added.push(row);
-        Ok(())
+        let known = self.known_rows(room).map(|row| ((row.id, row.timestamp.to_bits()), row.seq));
+        let known = known.collect::<BTreeMap<_, _>>();
+        let seqs = content.rows.iter().map(|row| known.get(&(row.id, row.timestamp.to_bits())).copied());
+        seqs.collect::<Option<Vec<_>>>()?.into_iter().max()
     }
 
     fn insert_row(
         &mut self,
-        room: &RoomName,
+        room: Option<&RoomName>,
+        path: &str,
         seq: u64,
         update: &[u8],
         timestamp: f64,
     ) -> rusqlite::Result<Row> {
-        let metadata = self.options.metadata.as_mut().map_or_else(Bytes::new, |metadata| metadata(room));
-        let path = (self.path_of)(room);
-        let id = insert(self.transaction, &path, update, &metadata, timestamp, self.codecs)?;
+        let metadata = match (&mut self.options.metadata, room) {
+            (Some(metadata), Some(room)) => metadata(room),
+            (Some(_) | None, _) => Bytes::new(),
+        };
+        let id = insert(self.transaction, path, update, &metadata, timestamp, self.codecs)?;
         Ok(Row { seq, id, timestamp })
     }
 
