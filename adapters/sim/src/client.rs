@@ -170,8 +170,6 @@ pub(crate) struct Client {
     pub(crate) doc: Doc,
     /// What the document has, and what waits for something that is missing.
     journal: Journal,
-    /// Updates of which something waits.
-    waiting: Vec<Bytes>,
     pub(crate) id: ClientId,
     pub(crate) presence: Presence,
     pub(crate) session: Option<Session>,
@@ -201,7 +199,6 @@ impl Client {
             undo: random.permille(400).then(|| Undo::new(&doc)),
             doc,
             journal: Journal::new(JournalLimits::default()),
-            waiting: Vec::new(),
             id,
             presence: Presence::new(id, shy, now),
             session: None,
@@ -245,9 +242,9 @@ impl Client {
                 // Without what is pending: where pending updates overlap, yrs 0.28 merges them under wrong clocks.
                 let update = self.doc.transact().encode_diff_v1(&known);
                 answers.push(Message::SyncStep2(update.into()).encode());
-                // Yjs puts what waits into the same message.
-                let waiting = self.waiting.iter().cloned();
-                answers.extend(waiting.map(|update| Message::Update(update).encode()));
+                // Yjs puts what waits into the same message, structs and deletes.
+                let waiting = self.waiting().into_iter();
+                answers.extend(waiting.map(|update| Message::Update(update.bytes().clone()).encode()));
             }
             Message::SyncStep2(update) => {
                 if let Some(session) = &mut self.session {
@@ -281,15 +278,9 @@ impl Client {
     /// Gives the document what it can integrate. Yjs keeps the rest until its time has come; yrs shows what
     /// lies beyond a gap in the clocks of one client, and then writes it down under wrong clocks.
     fn apply(&mut self, bytes: Bytes) -> Result<Update, Violation> {
-        let update = scan(bytes.clone()).map_err(|error| Violation::new("updates scan", error))?;
+        let update = scan(bytes).map_err(|error| Violation::new("updates scan", error))?;
         let mark = self.journal.mark();
-        let parked = self.journal.parked_bytes();
         self.journal.restore(&update);
-        match self.journal.parked_bytes() {
-            0 => self.waiting.clear(),
-            now if now > parked => self.waiting.push(bytes),
-            _ => {}
-        }
         for integrated in self.journal.updates_since(mark).into_iter().flatten() {
             let decoded = yrs::Update::decode_v1(integrated)
                 .map_err(|error| Violation::new("updates decode in yrs", error))?;
@@ -297,6 +288,16 @@ impl Client {
             applied.map_err(|error| Violation::new("updates apply in yrs", error))?;
         }
         Ok(update)
+    }
+
+    /// What the document cannot have yet: structs behind others that are missing, and deletes of what is
+    /// missing itself.
+    fn waiting(&self) -> Vec<Update> {
+        let known = self.journal.state_vector();
+        let diff = self.journal.diff(known);
+        let waits = diff.main.inserts().next().is_some()
+            || diff.main.deletes().any(|(client, clocks)| clocks.end > known.clock(client));
+        diff.conflicting.into_iter().chain(waits.then_some(diff.main)).collect()
     }
 
     /// Changes the document in some way.
