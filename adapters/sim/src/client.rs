@@ -18,7 +18,7 @@ use yrs_websocket_rfc6455::{self as rfc6455, ClientHandshake, ClientRequest, Han
 
 use crate::{
     Violation,
-    disk::{Content, scan},
+    disk::{Content, missing, scan},
     document::{Undo, document, edit, value},
     network::LinkId,
     random::Random,
@@ -176,7 +176,8 @@ pub(crate) struct Client {
     /// Does not come back before.
     pub(crate) away_until: Duration,
     pub(crate) failures: u32,
-    /// What it wrote under this id.
+    /// What it wrote under this id, and what it deleted without an edit: of two values of one key a document
+    /// deletes one.
     pub(crate) made: Content,
 }
 
@@ -240,8 +241,9 @@ impl Client {
                 let known = yrs::StateVector::decode_v1(&state_vector)
                     .map_err(|error| Violation::new("state vectors decode", error))?;
                 // Without what is pending: where pending updates overlap, yrs 0.28 merges them under wrong clocks.
-                let update = self.doc.transact().encode_diff_v1(&known);
-                answers.push(Message::SyncStep2(update.into()).encode());
+                let update = Bytes::from(self.doc.transact().encode_diff_v1(&known));
+                self.add_deletes_of_its_own(&update);
+                answers.push(Message::SyncStep2(update).encode());
                 // Yjs puts what waits into the same message, structs and deletes.
                 let waiting = self.waiting().into_iter();
                 answers.extend(waiting.map(|update| Message::Update(update.bytes().clone()).encode()));
@@ -288,6 +290,14 @@ impl Client {
             applied.map_err(|error| Violation::new("updates apply in yrs", error))?;
         }
         Ok(update)
+    }
+
+    /// Nobody else has said these: they are shown to the server for the first time.
+    fn add_deletes_of_its_own(&mut self, update: &Bytes) {
+        let (mut said, mut has) = (Content::default(), Content::default());
+        said.add(&self.journal.diff(self.journal.state_vector()).main);
+        has.add(&scan(update.clone()).expect("yrs writes updates that scan"));
+        self.made.deletes.union(&missing(&said.deletes, &has.deletes));
     }
 
     /// What the document cannot have yet: structs behind others that are missing, and deletes of what is

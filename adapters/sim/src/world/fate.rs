@@ -104,12 +104,16 @@ impl World<'_> {
         }
         self.abandon(index)?;
         let moves = self.random.permille(300);
+        let room = if moves { self.random.index(self.rooms.len()) } else { self.clients[index].room };
+        self.trace.line(self.now, format_args!("client {index} loads its page anew, for room {room}"));
+        self.load_anew(index, room);
+        Ok(())
+    }
+
+    pub(super) fn load_anew(&mut self, index: usize, room: usize) {
         let client = &mut self.clients[index];
         self.strangers[client.room].union(&client.made);
-        let room = if moves { self.random.index(self.rooms.len()) } else { client.room };
-        self.trace.line(self.now, format_args!("client {index} loads its page anew, for room {room}"));
         client.reload(room, &mut self.random, self.now);
-        Ok(())
     }
 
     /// The connection of a client ends without a goodbye; the server hears of it, or does not.

@@ -22,9 +22,7 @@ impl World<'_> {
         self.check_presence(index, |other| other != index, |other| other != index)?;
         let loads_anew = self.random.permille(500);
         if loads_anew {
-            let client = &mut self.clients[index];
-            self.strangers[client.room].union(&client.made);
-            client.reload(client.room, &mut self.random, self.now);
+            self.load_anew(index, self.clients[index].room);
         }
         self.run_until(self.now + AWAY)?;
         // Who remembers the clocks of others finds nothing new in them before they are renewed.

@@ -164,6 +164,13 @@ impl World<'_> {
     /// Does what a runtime does after each call of the host: asks about those woken, hands on what was
     /// written and what the store is asked.
     pub(super) fn settle(&mut self) -> Result<(), Violation> {
+        for room in &self.rooms {
+            if self.is_parked(room)
+                && let Some(book) = self.disk.rooms.get_mut(room)
+            {
+                book.parked = true;
+            }
+        }
         while let Ok(request) = self.requests.try_recv() {
             match &request {
                 Request::Load(room) => self.trace.line(self.now, format_args!("host asks load {room}")),
@@ -177,7 +184,7 @@ impl World<'_> {
             }
             if let Request::Append { room, .. } = &request
                 && let Some(book) = self.disk.rooms.get(room)
-                && !self.is_parked(room)
+                && !book.parked
             {
                 checks::nothing_known_is_stored(book, &request)?;
             }
