@@ -19,7 +19,7 @@ use yrs_websocket_rfc6455::{self as rfc6455, ClientHandshake, ClientRequest, Han
 use crate::{
     Violation,
     disk::{Content, missing, scan},
-    document::{Undo, document, edit, value},
+    document::{Undo, document, edit},
     network::LinkId,
     random::Random,
 };
@@ -245,7 +245,7 @@ impl Client {
                 self.add_deletes_of_its_own(&update);
                 answers.push(Message::SyncStep2(update).encode());
                 // Yjs puts what waits into the same message, structs and deletes.
-                let waiting = self.waiting().into_iter();
+                let waiting = self.journal.waiting().into_iter();
                 answers.extend(waiting.map(|update| Message::Update(update.bytes().clone()).encode()));
             }
             Message::SyncStep2(update) => {
@@ -300,16 +300,6 @@ impl Client {
         self.made.deletes.union(&missing(&said.deletes, &has.deletes));
     }
 
-    /// What the document cannot have yet: structs behind others that are missing, and deletes of what is
-    /// missing itself.
-    fn waiting(&self) -> Vec<Update> {
-        let known = self.journal.state_vector();
-        let diff = self.journal.diff(known);
-        let waits = diff.main.inserts().next().is_some()
-            || diff.main.deletes().any(|(client, clocks)| clocks.end > known.clock(client));
-        diff.conflicting.into_iter().chain(waits.then_some(diff.main)).collect()
-    }
-
     /// Changes the document in some way.
     pub(crate) fn edit(&mut self, random: &mut Random) -> Option<Bytes> {
         let bytes = match &mut self.undo {
@@ -320,11 +310,6 @@ impl Client {
         self.made.add(&update);
         self.journal.restore(&update);
         Some(bytes)
-    }
-
-    /// The document as a value that can be compared.
-    pub(crate) fn value(&self) -> String {
-        value(&self.doc)
     }
 }
 
@@ -575,7 +560,7 @@ pub(crate) fn oversized_header(len_max: usize, random: &mut Random) -> Vec<u8> {
     bytes
 }
 
-fn new_id(random: &mut Random) -> ClientId {
+pub(crate) fn new_id(random: &mut Random) -> ClientId {
     ClientId::new(random.next() >> 32).expect("32 bits are less than 53")
 }
 

@@ -33,7 +33,7 @@ impl World<'_> {
     }
 
     fn strike(&mut self, fault: Fault) -> Result<(), Violation> {
-        let links: Vec<_> = self.links.keys().copied().collect();
+        let links: Vec<_> = self.links.keys().chain(self.application_links.keys()).copied().collect();
         let link = (!links.is_empty()).then(|| links[self.random.index(links.len())]);
         let index = self.random.index(self.clients.len());
         match (fault, link) {
@@ -47,11 +47,16 @@ impl World<'_> {
             }
             (Fault::Sleepy, Some(link)) => {
                 let until = self.now + self.up_to(Duration::from_secs(70), 100);
-                let who = self.links[&link];
-                if let Some(session) = self.session(who) {
-                    session.asleep_until = until;
+                match self.application_links.get(&link) {
+                    Some(&index) => self.applications[index].asleep_until = until,
+                    None => {
+                        let who = self.links[&link];
+                        if let Some(session) = self.session(who) {
+                            session.asleep_until = until;
+                        }
+                    }
                 }
-                self.trace.line(self.now, format_args!("{who:?} reads nothing until {until:?}"));
+                self.trace.line(self.now, format_args!("link {link} is not read until {until:?}"));
             }
             (Fault::Offline, _) => {
                 let length = self.up_to(Duration::from_secs(20), 30);
@@ -60,9 +65,11 @@ impl World<'_> {
                     self.trace.line(self.now, format_args!("client {index} goes offline for {length:?}"));
                     self.abandon(index)?;
                 }
+                self.application_suffers(fault)?;
             }
             (Fault::Reload, _) => {
                 self.process_of(index).into_iter().try_for_each(|index| self.reload(index))?;
+                self.application_suffers(fault)?;
             }
             (Fault::Outage, _) => {
                 let length = self.up_to(Duration::from_secs(15), 20);
@@ -153,10 +160,10 @@ impl World<'_> {
                 self.at(Duration::ZERO, Event::Connect(Who::Client(index)));
             }
         }
-        Ok(())
+        self.applications_heal()
     }
 
-    pub(super) fn leave(&mut self) {
+    pub(super) fn leave(&mut self) -> Result<(), Violation> {
         self.trace.line(self.now, format_args!("everybody leaves"));
         self.leaving = true;
         let now = self.instant();
@@ -172,6 +179,7 @@ impl World<'_> {
                 self.pump(link);
             }
         }
+        self.applications_leave()
     }
 
     pub(super) fn attack(&mut self, index: usize) {

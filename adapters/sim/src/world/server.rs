@@ -297,7 +297,8 @@ impl World<'_> {
 
     /// Forgets a link that has nobody at either end.
     pub(super) fn forget_link(&mut self, link: LinkId) {
-        if !self.ends.contains_key(&link) && !self.links.contains_key(&link) {
+        let has_client = self.links.contains_key(&link) || self.application_links.contains_key(&link);
+        if !self.ends.contains_key(&link) && !has_client {
             self.network.borrow_mut().links.remove(&link);
         }
     }
