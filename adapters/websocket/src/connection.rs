@@ -367,12 +367,13 @@ impl Connection {
         if !self.is_open() {
             return;
         }
-        let mut deflated = Vec::new();
-        match self.deflate {
-            Some(agreed) if Deflater::new().append(agreed, payload, &mut deflated) => {
+        match self.deflate.filter(|agreed| agreed.applies_to(payload.len())) {
+            None => self.append(FrameKind::message(opcode), payload),
+            Some(agreed) => {
+                let mut deflated = Vec::new();
+                Deflater::new().append(agreed, payload, &mut deflated);
                 self.append(FrameKind::Message { opcode, is_deflated: true }, &deflated);
             }
-            _ => self.append(FrameKind::message(opcode), payload),
         }
     }
 

@@ -7,7 +7,7 @@ use std::num::NonZeroU8;
 use bytes::Bytes;
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
-use crate::frame::{FrameHeader, FrameKind};
+use crate::frame::{FrameHeader, FrameKind, encode_frame};
 use crate::handshake::Extension;
 use crate::{Opcode, Violation};
 
@@ -84,11 +84,12 @@ impl AgreedDeflate {
         Self { level: level.min(9), window_bits, len_min }
     }
 
-    /// Whether a message is to be compressed.
+    /// Whether a message of `len` bytes is compressed. Others are sent as they are, which is always in order
+    /// (section 6).
     ///
-    /// A window of 256 bytes is one that zlib does not know. To agree on it and then to compress nothing is in
-    /// order: section 6 leaves it to the sender.
-    fn applies_to(&self, len: usize) -> bool {
+    /// It is none if a client was told to keep to a window of 256 bytes: that is in the format, but not in zlib.
+    #[must_use]
+    pub fn applies_to(&self, len: usize) -> bool {
         len as u64 >= u64::from(self.len_min) && self.window_bits.get() > WINDOW_BITS_MIN
     }
 }
@@ -107,29 +108,27 @@ impl Deflater {
         Self::default()
     }
 
-    /// Compresses a message, and encodes it as one unmasked frame; `None` where it is to be sent as it is.
+    /// Encodes a message as one unmasked frame, compressed if what was agreed [applies](AgreedDeflate::applies_to) to it.
     ///
     /// As with [`encode_frame`](crate::encode_frame), this is how a server sends one message to many peers: the frame
     /// is good for all connections whose [`deflate`](crate::Connection::deflate) equals `agreed`.
     #[must_use]
-    pub fn encode_frame(&mut self, agreed: AgreedDeflate, opcode: Opcode, payload: &[u8]) -> Option<Bytes> {
-        let mut frame = vec![0; UNMASKED_HEADER_LEN_MAX];
-        if !self.append(agreed, payload, &mut frame) {
-            return None;
+    pub fn encode_frame(&mut self, agreed: AgreedDeflate, opcode: Opcode, payload: &[u8]) -> Bytes {
+        if !agreed.applies_to(payload.len()) {
+            return encode_frame(opcode, payload);
         }
+        let mut frame = vec![0; UNMASKED_HEADER_LEN_MAX];
+        self.append(agreed, payload, &mut frame);
         let payload_len = frame.len() - UNMASKED_HEADER_LEN_MAX;
         let header = FrameHeader::new(FrameKind::Message { opcode, is_deflated: true }, payload_len, None);
         let start = UNMASKED_HEADER_LEN_MAX - header.as_ref().len();
         frame[start..UNMASKED_HEADER_LEN_MAX].copy_from_slice(header.as_ref());
         // It may wait for long: without spare capacity.
-        Some(Bytes::from(frame.into_boxed_slice()).slice(start..))
+        Bytes::from(frame.into_boxed_slice()).slice(start..)
     }
 
-    /// Appends what a message is compressed to (section 7.2.1); false where it is to be sent as it is.
-    pub(crate) fn append(&mut self, agreed: AgreedDeflate, payload: &[u8], output: &mut Vec<u8>) -> bool {
-        if !agreed.applies_to(payload.len()) {
-            return false;
-        }
+    /// Appends what a message that the agreement applies to is compressed to (section 7.2.1).
+    pub(crate) fn append(&mut self, agreed: AgreedDeflate, payload: &[u8], output: &mut Vec<u8>) {
         self.compress.take_if(|(made_for, _)| *made_for != agreed);
         let (_, compress) = self.compress.get_or_insert_with(|| {
             let level = Compression::new(agreed.level.into());
@@ -152,7 +151,6 @@ impl Deflater {
             output.reserve(output.len().max(OUTPUT_ROOM_MIN));
         }
         output.truncate(output.len() - TAIL_LEN);
-        true
     }
 }
 
@@ -270,7 +268,6 @@ const CLIENT_NO_CONTEXT_TAKEOVER: &str = "client_no_context_takeover";
 const SERVER_MAX_WINDOW_BITS: &str = "server_max_window_bits";
 const CLIENT_MAX_WINDOW_BITS: &str = "client_max_window_bits";
 
-/// The window of 256 bytes is in the format, but not in zlib.
 const WINDOW_BITS_MIN: u8 = 8;
 const WINDOW_BITS_MAX: NonZeroU8 = NonZeroU8::new(15).expect("15 is not 0");
 

@@ -241,7 +241,7 @@ fn a_frame_encoded_once_is_what_each_connection_would_send() {
     let mut deflater = Deflater::new();
     for len in [0, 1, 200, 70_000, 300_000] {
         let payload = noise(len);
-        let frame = deflater.encode_frame(agreed, Opcode::Binary, &payload).unwrap();
+        let frame = deflater.encode_frame(agreed, Opcode::Binary, &payload);
         let mut server = connection(Role::Server, agreed);
         server.send_binary(&payload);
         assert_eq!(frame, written(&mut server));
@@ -251,11 +251,13 @@ fn a_frame_encoded_once_is_what_each_connection_would_send() {
 }
 
 #[test]
-fn a_frame_is_not_encoded_where_the_message_is_sent_as_it_is() {
+fn a_frame_encoded_once_is_compressed_from_the_length_on_that_was_set() {
     let mut deflater = Deflater::new();
-    let some = agreed(Deflate { len_min: 6, ..ALL }, "permessage-deflate");
-    assert_eq!(deflater.encode_frame(some, Opcode::Text, b"short"), None);
-    assert!(deflater.encode_frame(some, Opcode::Text, b"longer").is_some());
+    let agreed = agreed(Deflate { len_min: 6, ..ALL }, "permessage-deflate");
+    assert!(!agreed.applies_to(5) && agreed.applies_to(6));
+    assert_eq!(deflater.encode_frame(agreed, Opcode::Text, b"short"), unmasked(TEXT, b"short"));
+    let longer = unmasked(DEFLATED_TEXT, &deflate_message(b"longer"));
+    assert_eq!(deflater.encode_frame(agreed, Opcode::Text, b"longer"), longer);
 }
 
 #[test]
@@ -267,7 +269,8 @@ fn a_window_of_256_bytes_is_agreed_to_and_nothing_is_compressed() {
     client.send_binary(&[7; 100]);
     let (events, _) = receive(&mut server(), start(), [&written(&mut client)[..]]);
     assert_eq!(events, [binary(&[7; 100])]);
-    assert_eq!(Deflater::new().encode_frame(agreed, Opcode::Binary, &[7; 100]), None);
+    let frame = Deflater::new().encode_frame(agreed, Opcode::Binary, &[7; 100]);
+    assert_eq!(frame, unmasked(BINARY, &[7; 100]));
 }
 
 #[test]
@@ -278,7 +281,7 @@ fn nobody_refers_further_back_than_was_agreed() {
         for level in 1..=9 {
             let frame_len = |offer: &str| {
                 let agreed = agreed(Deflate { level, ..ALL }, offer);
-                Deflater::new().encode_frame(agreed, Opcode::Binary, &payload).unwrap().len()
+                Deflater::new().encode_frame(agreed, Opcode::Binary, &payload).len()
             };
             let narrow = frame_len(&format!("permessage-deflate; server_max_window_bits={bits}"));
             assert!(narrow > payload.len(), "level {level}, {bits} bits: {narrow} of {}", payload.len());
