@@ -223,7 +223,8 @@ pub enum Event {
     },
     /// There are changes that the server has not acknowledged. See the [module](self).
     Unacknowledged,
-    /// The server has acknowledged every change.
+    /// The server has acknowledged every change that was [taken](Provider::edits_taken). Follows each time
+    /// that [`Provider::has_unacknowledged`] turns false, or might have been seen to.
     Acknowledged,
     /// Somebody else's presence has changed.
     Presence {
@@ -367,6 +368,8 @@ pub struct Provider {
     unacknowledged: Changes,
     /// Whether the application was told that there are such.
     unacknowledged_told: bool,
+    /// How many changes were taken when it was told last that there are none.
+    acknowledged_told: u64,
     presence: Presence,
 }
 
@@ -470,6 +473,7 @@ impl Provider {
             occupied: None,
             unacknowledged: Changes::default(),
             unacknowledged_told: false,
+            acknowledged_told: 0,
             presence,
             config,
         }
@@ -1053,8 +1057,14 @@ impl Provider {
 
     fn note_acknowledgement(&mut self, now: Instant, out: &mut Outputs<Output>) {
         let unacknowledged = self.has_unacknowledged();
-        if mem::replace(&mut self.unacknowledged_told, unacknowledged) != unacknowledged {
-            out.event(if unacknowledged { Event::Unacknowledged } else { Event::Acknowledged });
+        let was_told = mem::replace(&mut self.unacknowledged_told, unacknowledged) == unacknowledged;
+        if unacknowledged && !was_told {
+            out.event(Event::Unacknowledged);
+        }
+        // Who asks the counter has seen a change even if it was taken and acknowledged in one step.
+        let taken = self.document.taken;
+        if !unacknowledged && (mem::replace(&mut self.acknowledged_told, taken) != taken || !was_told) {
+            out.event(Event::Acknowledged);
         }
         let Phase::Connected(connection) = &mut self.phase else { return };
         if !unacknowledged || !connection.is_synced {

@@ -487,6 +487,17 @@ mod acknowledging {
     }
 
     #[test]
+    fn who_saw_a_change_hears_of_its_acknowledgement_even_if_both_are_one_step() {
+        let mut c = Client::synced();
+        let a = text_insert(2, 0, "a");
+        // Another provider of the document brings it, and before this one has looked the server does.
+        c.doc.transact_mut().apply_update(yrs::Update::decode_v1(&a).unwrap()).unwrap();
+        assert_eq!((c.provider.edit_counter().made(), c.provider.edits_taken()), (1, 0));
+        assert_eq!(c.frame(update(&a)), [send(update(&a)), event(Event::Acknowledged)]);
+        assert_eq!(c.edited(), []);
+    }
+
+    #[test]
     fn what_the_server_began_with_is_acknowledged_once_the_question_is_answered() {
         let mut c = Client::restored("ab");
         c.handle(Input::Start);
