@@ -3,7 +3,9 @@
 use bytes::Bytes;
 use proptest::{collection::vec, prelude::*};
 use yrs_websocket::RoomName;
-use yrs_websocket_store::{MemoryStore, SqliteStore, Store, StoreError, Write, testing::FlakyStore};
+use yrs_websocket_store::{
+    FileStore, MemoryStore, SqliteStore, Store, StoreError, TempFileStore, Write, testing::FlakyStore,
+};
 
 #[test]
 fn memory() {
@@ -23,6 +25,21 @@ fn sqlite_in_a_file() {
         count += 1;
         SqliteStore::open(folder.path().join(format!("{count}.db"))).unwrap()
     });
+}
+
+#[test]
+fn files() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut count = 0;
+    conformance(|| {
+        count += 1;
+        FileStore::open(folder.path().join(count.to_string())).unwrap()
+    });
+}
+
+#[test]
+fn temporary_files() {
+    conformance(|| TempFileStore::new().unwrap());
 }
 
 #[test]
