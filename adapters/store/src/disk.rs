@@ -2,8 +2,9 @@ use std::{
     fmt,
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, ErrorKind, Read as _, Seek as _, SeekFrom, Write as _},
+    panic::resume_unwind,
     path::{Path, PathBuf},
-    process,
+    process, thread,
 };
 
 use crate::StoreError;
@@ -15,7 +16,7 @@ use crate::StoreError;
 /// `sync_names` for the name.
 pub trait Disk: Send + Sync + 'static {
     /// An open file.
-    type File: Send;
+    type File: Send + Sync;
 
     /// Reads a whole file; `None` if there is none.
     fn read(&self, path: &Path) -> io::Result<Option<Vec<u8>>>;
@@ -37,6 +38,13 @@ pub trait Disk: Send + Sync + 'static {
 
     /// Makes the bytes of a file durable.
     fn sync(&self, file: &Self::File) -> io::Result<()>;
+
+    /// Makes the bytes of several files durable, and answers for each.
+    ///
+    /// One after another, unless the disk is faster when it is asked for all at once.
+    fn sync_all(&self, files: &[&Self::File]) -> Vec<io::Result<()>> {
+        files.iter().map(|file| self.sync(file)).collect()
+    }
 
     /// Makes the names durable that were given, taken or changed in the folder that `path` is in.
     fn sync_names(&self, path: &Path) -> io::Result<()>;
@@ -149,6 +157,28 @@ impl Disk for Folder {
         file.sync_data()
     }
 
+    fn sync_all(&self, files: &[&File]) -> Vec<io::Result<()>> {
+        // File systems with a journal make durable at once what waits for it at the same time. One thread is this.
+        let part = files.len().div_ceil(SYNC_THREADS_MAX).max(1);
+        let sync = |files: &[&File]| files.iter().map(|file| file.sync_data()).collect::<Vec<_>>();
+        let mut parts = files.chunks(part);
+        let own = parts.next().unwrap_or_default();
+        thread::scope(|scope| {
+            let threads: Vec<_> = parts
+                .map(|files| (files, thread::Builder::new().spawn_scoped(scope, move || sync(files))))
+                .collect();
+            let mut synced = sync(own);
+            for (files, thread) in threads {
+                // Without the thread it takes longer.
+                synced.extend(match thread {
+                    Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                    Err(_) => sync(files),
+                });
+            }
+            synced
+        })
+    }
+
     fn sync_names(&self, path: &Path) -> io::Result<()> {
         sync_folder(self.path.join(path).parent().unwrap_or(&self.path))
     }
@@ -243,6 +273,9 @@ fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
         Err(error) => Err(error),
     }
 }
+
+/// How many files are synced at the same time.
+const SYNC_THREADS_MAX: usize = 32;
 
 /// The file that is locked, and says by whom.
 const LOCK: &str = ".yrs-websocket.lock";

@@ -294,10 +294,11 @@ impl<D: Disk> FileStore<D> {
             }
             Fsync::Never => return Ok(()),
         }
+        let files: Vec<_> = appended.iter().map(|appended| &appended.file).collect();
         // One path of each folder in which a name may not be durable.
         let mut folders = BTreeMap::new();
-        for Appended { room, path, file, .. } in appended {
-            self.disk.sync(file).map_err(failed(path))?;
+        for (Appended { room, path, .. }, synced) in appended.iter().zip(self.disk.sync_all(&files)) {
+            synced.map_err(failed(path))?;
             if !self.rooms.get(room).is_some_and(|known| known.named) {
                 folders.insert(path.parent(), path);
             }

@@ -118,10 +118,11 @@ pub(crate) fn write(out: &mut Vec<u8>, update: &[u8], metadata: &[u8], timestamp
 
 /// Which versions the file may have, and where its records begin.
 fn header(file: &[u8]) -> Result<(&'static [Version], usize), Damage> {
-    if HEADER.starts_with(file) || HEADER_1.starts_with(file) && file.len() < HEADER_1.len() {
-        // Made, and the header torn.
-        let start = if file.len() == HEADER.len() { file.len() } else { 0 };
-        return Ok((&[Version::Two], start));
+    let zeros = file.iter().rev().take_while(|&&byte| byte == 0).count();
+    let begun = &file[..file.len() - zeros];
+    if begun.len() < HEADER.len() && [HEADER, HEADER_1].iter().any(|header| header.starts_with(begun)) {
+        // It was being made, and has nothing yet.
+        return Ok((&[Version::Two], 0));
     }
     let Some(rest) = file.strip_prefix(HEADER_START) else {
         // An update of 86 bytes that begins with "ERSION:" is none: it announces 69 clients.
