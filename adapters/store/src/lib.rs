@@ -7,8 +7,11 @@
 //! * [`StoreThread`] runs a store on a thread of its own, and makes everything that waits for the disk
 //!   one transaction; [`GroupCommit`] is the same without the thread.
 //! * [`SqliteStore`] keeps documents in a SQLite database that the Python libraries read and write too.
+//! * [`FileStore`] keeps each in a file of its own, in the format of the Python libraries' FileYStore;
+//!   [`TempFileStore`] does so in a temporary folder.
 //! * [`MemoryStore`] keeps them until the process ends.
-//! * [`testing`] makes any store fail or wait when a test says so.
+//! * [`testing`] makes any store fail or wait when a test says so, says what every store must do, and has
+//!   a disk that loses power.
 //!
 //! ```
 //! use bytes::Bytes;
@@ -24,6 +27,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod disk;
+mod file;
 mod memory;
 mod sqlite;
 pub mod testing;
@@ -32,6 +37,8 @@ mod thread;
 use bytes::Bytes;
 use yrs_websocket::RoomName;
 
+pub use disk::{Disk, Folder, FolderError};
+pub use file::{FileStore, Fsync, Report, TempFileStore};
 pub use memory::MemoryStore;
 pub use sqlite::{OpenError, SqliteStore};
 pub use thread::{Completion, GroupCommit, Job, Request, StoreThread};
