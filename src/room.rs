@@ -75,9 +75,17 @@ pub struct Room {
 
 #[derive(Debug)]
 enum Phase {
-    Loading { waiting: Vec<(ConnectionId, Bytes)>, bytes: usize },
+    Loading { waiting: Vec<Waiting>, bytes: usize },
     Live,
     Closed,
+}
+
+/// A frame that waits for the room to be loaded.
+#[derive(Debug)]
+struct Waiting {
+    /// `None` if that peer has left: then only what it has written counts.
+    from: Option<ConnectionId>,
+    frame: Bytes,
 }
 
 #[derive(Debug)]
@@ -287,7 +295,7 @@ impl Room {
                     return self.close(now, connection, CloseReason::LoadingQueueFull, out);
                 }
                 *bytes += frame.len() + LOADING_FRAME_COST;
-                waiting.push((connection, frame));
+                waiting.push(Waiting { from: Some(connection), frame });
             }
             Phase::Live => self.receive_live(now, connection, &frame, &mut Answered::default(), out),
             Phase::Closed => {}
@@ -343,6 +351,7 @@ impl Room {
 
     /// Forgets a connection that is gone, and removes its presence.
     pub fn disconnected(&mut self, now: Instant, connection: ConnectionId, out: &mut Outputs) {
+        self.keep_changes(now, connection);
         if self.remove_peer(now, connection, out) {
             self.after_change(now, out);
         }
@@ -384,8 +393,11 @@ impl Room {
             self.greet(now, connection, out);
         }
         let mut answered: BTreeMap<_, Answered> = BTreeMap::new();
-        for (connection, frame) in waiting {
-            self.receive_live(now, connection, &frame, answered.entry(connection).or_default(), out);
+        for Waiting { from, frame } in waiting {
+            match from {
+                Some(from) => self.receive_live(now, from, &frame, answered.entry(from).or_default(), out),
+                None => self.receive_late(now, &frame, out),
+            }
         }
         self.after_change(now, out);
     }
@@ -670,6 +682,35 @@ impl Room {
             self.send(now, connection, Due::Presence, Message::Awareness(update).encode(), out);
         }
         self.after_change(now, out);
+    }
+
+    /// Takes the changes of somebody who left before the room was loaded.
+    fn receive_late(&mut self, now: Instant, frame: &Bytes, out: &mut Outputs) {
+        for message in Message::decode(frame) {
+            let Ok(message) = message else { return };
+            let (Message::Update(update) | Message::SyncStep2(update)) = message else { continue };
+            let update = Bytes::copy_from_slice(&update);
+            let Ok(update) = Update::scan(update, &self.scan_rules()) else { return };
+            self.change(now, None, &update, None, out);
+        }
+    }
+
+    /// While the room is loaded, keeps what somebody who leaves has written: it may have nobody to write it
+    /// again.
+    fn keep_changes(&mut self, now: Instant, connection: ConnectionId) {
+        let (Some(peer), Phase::Loading { waiting, .. }) = (self.peers.get(&connection), &mut self.phase)
+        else {
+            return;
+        };
+        if peer.access == Access::ReadOnly || is_due(peer.expires_at, now) {
+            return;
+        }
+        let is_change = |message| matches!(message, Ok(Message::Update(_) | Message::SyncStep2(_)));
+        for waiting in waiting.iter_mut().filter(|waiting| waiting.from == Some(connection)) {
+            if Message::decode(&waiting.frame).any(is_change) {
+                waiting.from = None;
+            }
+        }
     }
 
     /// Takes an update from a peer; false where it misses too much to be kept.
@@ -1142,8 +1183,8 @@ impl Room {
         }
         self.askers.remove(&connection);
         if let Phase::Loading { waiting, bytes } = &mut self.phase {
-            waiting.retain(|(from, _)| *from != connection);
-            *bytes = waiting.iter().map(|(_, frame)| frame.len() + LOADING_FRAME_COST).sum();
+            waiting.retain(|waiting| waiting.from != Some(connection));
+            *bytes = waiting.iter().map(|waiting| waiting.frame.len() + LOADING_FRAME_COST).sum();
         }
         out.event(Event::Left { room: self.name.clone(), connection });
         let gone = self.awareness.leave(now, connection);

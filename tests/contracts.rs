@@ -603,6 +603,24 @@ mod loading {
     }
 
     #[test]
+    fn the_edits_of_who_left_meanwhile_are_taken_and_nothing_else_of_it() {
+        let mut w = World::new(Config::default());
+        let (a, b) = (text_insert(1, 0, "a"), text_insert(2, 0, "b"));
+        w.join(1);
+        w.read_only(2);
+        w.frame(1, step1(&[]));
+        w.frame(1, presence(&[(1, 1, "{}")]));
+        w.frame(1, update(&a));
+        w.frame(1, [0, 2, 1, 9]);
+        w.frame(2, update(&b));
+        w.leave(1);
+        w.leave(2);
+        w.join(3);
+        assert_eq!(w.loaded(&[]), [send([3], step1(&[])), append(1, &a[..])]);
+        assert_eq!(w.stored(1), [send([3], update(&a))]);
+    }
+
+    #[test]
     fn a_room_that_everybody_left_meanwhile_is_unloaded_in_its_time() {
         let mut w = World::new(Config::default());
         w.join(1);

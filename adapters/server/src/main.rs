@@ -24,7 +24,7 @@ use tokio::{
 use tracing::{error, info, level_filters::LevelFilter, warn};
 use yrs_websocket::Event;
 use yrs_websocket_store::SqliteStore;
-use yrs_websocket_tokio::{Observer, Options, Service, record::Recorder};
+use yrs_websocket_tokio::{Observer, Options, Service, record::Recorder, rfc6455::Deflate};
 
 /// Serves Yjs documents over WebSocket.
 #[derive(Debug, Parser)]
@@ -39,6 +39,10 @@ struct Arguments {
     /// Where documents are kept: `sqlite:PATH`, or `memory`, which forgets them at the end.
     #[arg(long, default_value = "sqlite:./yrs-websocket.sqlite3", value_name = "STORE")]
     store: StoreUrl,
+    /// Compresses messages of a kilobyte and more for clients that offer it (permessage-deflate), as all browsers
+    /// do: less on the wire for more work here.
+    #[arg(long)]
+    deflate: bool,
     /// What is logged to stderr: off, error, warn, info, debug or trace.
     #[arg(long, default_value = "info", value_name = "LEVEL")]
     log: LevelFilter,
@@ -133,6 +137,7 @@ async fn run(arguments: Arguments) -> Result<ExitCode, ExitCode> {
 
 fn start(arguments: &Arguments) -> Result<Service, ExitCode> {
     let mut options = Options::default();
+    options.deflate = arguments.deflate.then(Deflate::default);
     options.hooks.on_event = Some(Arc::new(log));
     options.hooks.on_store_error = Some(Arc::new(|room, error| error!(%room, "{error}")));
     let shards = thread::available_parallelism().map_or(1, Into::into);

@@ -11,7 +11,7 @@ use yrs_websocket::{
     update::{SquashOptions, Update, UpdateError},
 };
 
-use crate::{Store, StoreError, Write, compression::scan};
+use crate::{Store, StoreError, Write, compression::scan, file::format};
 
 /// Looks into what a store keeps: lists it, goes back in it, carries it elsewhere, proves it, makes it
 /// smaller.
@@ -73,7 +73,7 @@ pub trait History: Store {
     /// Ends at the first record that cannot be read, with what is before it written.
     fn export(&mut self, room: &RoomName, to: &mut dyn io::Write) -> Result<u64, HistoryError> {
         let mut to = io::BufWriter::new(to);
-        let mut done = to.write_all(HEADER).map(|()| 0).map_err(HistoryError::io);
+        let mut done = to.write_all(format::HEADER).map(|()| 0).map_err(HistoryError::io);
         self.records(room, &mut |record| {
             let Ok(count) = done else { return ControlFlow::Break(()) };
             done = match record.update {
@@ -220,16 +220,9 @@ pub struct Entry {
 
 impl Entry {
     fn write(&self, to: &mut impl io::Write) -> io::Result<()> {
-        for part in [&self.update[..], &self.metadata, &self.timestamp.to_le_bytes()] {
-            let mut rest = part.len();
-            while rest >= 0x80 {
-                to.write_all(&[rest as u8 | 0x80])?;
-                rest >>= 7;
-            }
-            to.write_all(&[rest as u8])?;
-            to.write_all(part)?;
-        }
-        Ok(())
+        let mut record = Vec::new();
+        format::write(&mut record, &self.update, &self.metadata, self.timestamp);
+        to.write_all(&record)
     }
 }
 
@@ -357,14 +350,14 @@ struct Entries<R> {
 impl<R: Read> Entries<R> {
     fn new(from: R) -> Result<Self, HistoryError> {
         let mut from = BufReader::new(from);
-        let mut header = [0; HEADER.len()];
+        let mut header = [0; format::HEADER.len()];
         from.read_exact(&mut header).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => HistoryError::NoExport,
             _ => HistoryError::io(error),
         })?;
-        let has_time = match &header {
-            HEADER => true,
-            HEADER_1 => false,
+        let has_time = match &header[..] {
+            format::HEADER => true,
+            format::HEADER_1 => false,
             _ => return Err(HistoryError::NoExport),
         };
         Ok(Self { from, has_time, record: 1, is_over: false })
@@ -479,6 +472,3 @@ pub(crate) fn unix_time() -> f64 {
     // A clock before 1970 is a clock that was never set.
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
-
-const HEADER: &[u8; 10] = b"VERSION:2\n";
-const HEADER_1: &[u8; 10] = b"VERSION:1\n";

@@ -8,10 +8,13 @@
 //!   one transaction; [`GroupCommit`] is the same without the thread.
 //! * [`SqliteStore`] keeps documents in a SQLite database that the Python libraries read and write too;
 //!   [`SqliteOptions`] squash it by age and size, compress it, and so on.
+//! * [`FileStore`] keeps each in a file of its own, in the format of the Python libraries' FileYStore;
+//!   [`TempFileStore`] does so in a temporary folder.
 //! * [`MemoryStore`] keeps them until the process ends.
 //! * [`History`] is what tools and applications do with a store: list it, go back in it, export, import, verify
 //!   and compact it. The program has it as `yrs-websocket-server store ...`.
-//! * [`testing`] makes any store fail or wait when a test says so.
+//! * [`testing`] makes any store fail or wait when a test says so, says what every store must do, and has
+//!   a disk that loses power.
 //!
 //! ```
 //! use bytes::Bytes;
@@ -46,6 +49,8 @@
 //! ```
 
 mod compression;
+mod disk;
+mod file;
 mod history;
 mod memory;
 mod sqlite;
@@ -56,6 +61,8 @@ use bytes::Bytes;
 use yrs_websocket::RoomName;
 
 pub use compression::{Compression, Zlib};
+pub use disk::{Disk, Folder, FolderError};
+pub use file::{FileStore, Fsync, Report, TempFileStore};
 pub use history::{Compaction, Damage, Entry, History, HistoryError, Moment, Record, RoomSummary};
 pub use memory::MemoryStore;
 pub use sqlite::{OldRecord, OpenError, SqliteOptions, SqliteStore, backup};
