@@ -1,5 +1,7 @@
 //! A Yjs WebSocket server: start it and point `y-websocket` at it.
 
+mod store;
+
 use std::{
     fs::File,
     io::{self, IsTerminal, Write},
@@ -13,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use socket2::{Domain, Socket, Type};
 use tokio::{
     net::TcpListener,
@@ -27,7 +29,10 @@ use yrs_websocket_tokio::{Observer, Options, Service, record::Recorder, rfc6455:
 /// Serves Yjs documents over WebSocket.
 #[derive(Debug, Parser)]
 #[command(version, after_help = "Clients: new WebsocketProvider('ws://127.0.0.1:1234', 'my-room', doc)")]
+#[command(args_conflicts_with_subcommands = true)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Where to listen; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:1234", value_name = "ADDRESS")]
     listen: SocketAddr,
@@ -45,6 +50,11 @@ struct Arguments {
     /// each core. They hold the contents of all documents. `yrs-websocket-sim --replay` reads them.
     #[arg(long, value_name = "PATH")]
     record: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Store(store::Arguments),
 }
 
 #[derive(Debug, Clone)]
@@ -66,7 +76,10 @@ impl FromStr for StoreUrl {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let mut arguments = Arguments::parse();
+    if let Some(Command::Store(arguments)) = arguments.command.take() {
+        return store::run(arguments);
+    }
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
