@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use socket2::{Domain, Socket, Type};
 use tokio::{
     net::TcpListener,
-    sync::{Mutex, RwLock},
+    sync::Mutex,
 };
 use warp::{Filter, ws::{WebSocket, Ws}};
 use yrs::{Doc, sync::Awareness};
@@ -50,7 +50,7 @@ async fn serve(rooms: Rooms, name: String, socket: WebSocket) {
         match rooms.get(&name).and_then(Weak::upgrade) {
             Some(room) => room,
             None => {
-                let awareness: AwarenessRef = Arc::new(RwLock::new(Awareness::new(Doc::new())));
+                let awareness: AwarenessRef = Arc::new(Awareness::new(Doc::new()));
                 let room = Arc::new(BroadcastGroup::new(awareness, 1 << 15).await);
                 rooms.insert(name, Arc::downgrade(&room));
                 room
