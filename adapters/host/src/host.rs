@@ -275,6 +275,10 @@ impl<S: Socket> Host<S> {
                 None => break,
             }
         }
+        // What the core has held back for the rest of these bytes.
+        if self.server.next_timeout().is_some_and(|timeout| timeout <= now) {
+            self.handle(now, Input::Timeout);
+        }
         self.flush(now);
     }
 
