@@ -367,12 +367,11 @@ fn name_unnamed(store: &mut SqliteStore) -> Result<(), Failure> {
 
 /// The time of the last record that a document of then is made of.
 fn time_of(store: &mut SqliteStore, room: &RoomName, moment: Moment) -> Result<f64, Failure> {
-    let mut time = 0.0;
+    let mut time = 0.0_f64;
     store.records(room, &mut |record| {
-        if !moment.includes(&record) {
-            return ControlFlow::Break(());
+        if moment.includes(&record) {
+            time = record.timestamp.max(time);
         }
-        time = record.timestamp;
         ControlFlow::Continue(())
     })?;
     Ok(time)

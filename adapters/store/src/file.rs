@@ -4,6 +4,7 @@ mod names;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io, mem,
+    ops::ControlFlow,
     path::{Component, Path, PathBuf},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
@@ -15,7 +16,11 @@ use tempfile::TempDir;
 use yrs_websocket::RoomName;
 
 use self::format::{Contents, HEADER, Version};
-use crate::{Disk, Folder, FolderError, Store, StoreError, Write, disk::store_error, history::unix_time};
+use crate::{
+    Disk, Entry, Folder, FolderError, History, RoomSummary, Store, StoreError, Write,
+    disk::store_error,
+    history::{self, unix_time},
+};
 
 /// Keeps each room in a file of its own, in the format of the FileYStore of ypy-websocket and pycrdt-store.
 ///
@@ -258,18 +263,29 @@ impl<D: Disk> FileStore<D> {
 
     /// Writes to the end of a room's file, as one write.
     fn append(&mut self, room: &RoomName, writes: &[&Write]) -> Result<Appended<D>, StoreError> {
+        let mut records = Vec::new();
+        let mut seqs = Vec::with_capacity(writes.len());
+        for write in writes {
+            let Write::Append { seq, update, .. } = write else { unreachable!("compactions are rewritten") };
+            format::write(&mut records, update, b"", (self.clock)());
+            seqs.push(Some(*seq));
+        }
+        self.append_records(room, &records, seqs)
+    }
+
+    fn append_records(
+        &mut self,
+        room: &RoomName,
+        records: &[u8],
+        seqs: Vec<Option<u64>>,
+    ) -> Result<Appended<D>, StoreError> {
         let path = self.path(room)?;
         let (file, before, is_new) = match self.open_file(room, &path)? {
             Some((file, len)) => (file, len, false),
             None => (self.disk.create(&path).map_err(failed(&path))?, 0, true),
         };
         let mut bytes = if before == 0 { HEADER.to_vec() } else { Vec::new() };
-        let mut seqs = Vec::with_capacity(writes.len());
-        for write in writes {
-            let Write::Append { seq, update, .. } = write else { unreachable!("compactions are rewritten") };
-            format::write(&mut bytes, update, b"", (self.clock)());
-            seqs.push(*seq);
-        }
+        bytes.extend_from_slice(records);
         let after = before + bytes.len() as u64;
         let mut appended = Appended { room: room.clone(), path, file, is_new, before, after, seqs };
         match write_all(&*self.disk, &mut appended.file, before, &bytes) {
@@ -308,6 +324,13 @@ impl<D: Disk> FileStore<D> {
             self.rooms.entry(room.clone()).or_default().named = true;
         }
         Ok(())
+    }
+
+    /// Takes notice of an append that is done.
+    fn keep(&mut self, appended: Appended<D>) {
+        let known = self.rooms.entry(appended.room).or_default();
+        known.end = End::Whole(appended.after);
+        appended.seqs.into_iter().for_each(|seq| known.push(seq, 1));
     }
 
     /// Undoes an append.
@@ -418,9 +441,7 @@ impl<D: Disk> Store for FileStore<D> {
                 self.take_back(appended);
                 continue;
             }
-            let known = self.rooms.entry(appended.room).or_default();
-            known.end = End::Whole(appended.after);
-            appended.seqs.into_iter().for_each(|seq| known.push(Some(seq), 1));
+            self.keep(appended);
         }
         done
     }
@@ -430,6 +451,73 @@ impl<D: Disk> Store for FileStore<D> {
         if self.rooms.get(room).is_some_and(|known| !matches!(known.end, End::Overhang(_))) {
             self.rooms.remove(room);
         }
+    }
+}
+
+impl<D: Disk> History for FileStore<D> {
+    /// Reads every file.
+    fn rooms(&mut self) -> Result<Vec<RoomSummary>, StoreError> {
+        let mut summaries = Vec::new();
+        for room in Self::rooms(self)? {
+            let mut summary = RoomSummary { room: room.clone(), records: 0, bytes: 0, newest: 0.0 };
+            self.records(&room, &mut |record| {
+                summary.records += 1;
+                summary.bytes += record.update.as_ref().map_or(0, |update| update.len() as u64);
+                summary.newest = summary.newest.max(record.timestamp);
+                ControlFlow::Continue(())
+            })?;
+            summaries.push(summary);
+        }
+        Ok(summaries)
+    }
+
+    /// In the order of the file. Files of earlier versions have no times: these are 0.
+    fn records(
+        &mut self,
+        room: &RoomName,
+        visit: &mut dyn FnMut(history::Record) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
+        let path = self.path(room)?;
+        let Some(file) = self.disk.read(&path).map_err(failed_to_read(&path))? else { return Ok(()) };
+        let mut file = Bytes::from(file);
+        if let Some(&Known { end: End::Overhang(end), .. }) = self.rooms.get(room) {
+            file.truncate(usize::try_from(end).unwrap_or(usize::MAX));
+        }
+        let Contents { version, records, .. } = read(&file, &path)?;
+        for (number, record) in (1..).zip(records) {
+            let timestamp = match version {
+                Version::Two => {
+                    file[..record.whole.end].last_chunk().map_or(0.0, |time| f64::from_le_bytes(*time))
+                }
+                Version::Updates | Version::Zero | Version::One => 0.0,
+            };
+            let record = history::Record {
+                number,
+                timestamp,
+                metadata: file.slice(record.metadata),
+                update: Ok(file.slice(record.update)),
+                is_checkpoint: false,
+            };
+            if visit(record).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// With their times as they are: the order is that of the file.
+    fn restore(&mut self, room: &RoomName, entries: &[Entry]) -> Result<(), StoreError> {
+        let mut records = Vec::new();
+        for Entry { update, metadata, timestamp } in entries {
+            format::write(&mut records, update, metadata, *timestamp);
+        }
+        let appended = self.append_records(room, &records, vec![None; entries.len()])?;
+        if let Err(error) = self.make_durable(std::slice::from_ref(&appended)) {
+            self.take_back(appended);
+            return Err(error);
+        }
+        self.keep(appended);
+        Ok(())
     }
 }
 
@@ -486,6 +574,24 @@ impl Store for TempFileStore {
 
     fn unload(&mut self, room: &RoomName) {
         self.store.unload(room);
+    }
+}
+
+impl History for TempFileStore {
+    fn rooms(&mut self) -> Result<Vec<RoomSummary>, StoreError> {
+        History::rooms(&mut self.store)
+    }
+
+    fn records(
+        &mut self,
+        room: &RoomName,
+        visit: &mut dyn FnMut(history::Record) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
+        self.store.records(room, visit)
+    }
+
+    fn restore(&mut self, room: &RoomName, entries: &[Entry]) -> Result<(), StoreError> {
+        self.store.restore(room, entries)
     }
 }
 
@@ -548,7 +654,8 @@ struct Appended<D: Disk> {
     is_new: bool,
     before: u64,
     after: u64,
-    seqs: Vec<u64>,
+    /// As in [`Run`].
+    seqs: Vec<Option<u64>>,
 }
 
 /// Syncs files some time after they were written to.

