@@ -23,7 +23,7 @@ use tokio::{
 };
 use tracing::{error, info, level_filters::LevelFilter, warn};
 use yrs_websocket::Event;
-use yrs_websocket_store::SqliteStore;
+use yrs_websocket_store::{FileStore, SqliteStore};
 use yrs_websocket_tokio::{Observer, Options, Service, record::Recorder, rfc6455::Deflate};
 
 /// Serves Yjs documents over WebSocket.
@@ -36,7 +36,8 @@ struct Arguments {
     /// Where to listen; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:1234", value_name = "ADDRESS")]
     listen: SocketAddr,
-    /// Where documents are kept: `sqlite:PATH`, or `memory`, which forgets them at the end.
+    /// Where documents are kept: `sqlite:PATH`, `file:FOLDER` with a file for each, or `memory`, which
+    /// forgets them at the end.
     #[arg(long, default_value = "sqlite:./yrs-websocket.sqlite3", value_name = "STORE")]
     store: StoreUrl,
     /// Compresses messages of a kilobyte and more for clients that offer it (permessage-deflate), as all browsers
@@ -60,6 +61,7 @@ enum Command {
 #[derive(Debug, Clone)]
 enum StoreUrl {
     Memory,
+    Files(PathBuf),
     Sqlite(PathBuf),
 }
 
@@ -69,8 +71,9 @@ impl FromStr for StoreUrl {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
             None if text == "memory" => Ok(Self::Memory),
+            Some(("file", path)) if !path.is_empty() => Ok(Self::Files(path.into())),
             Some(("sqlite", path)) if !path.is_empty() => Ok(Self::Sqlite(path.into())),
-            _ => Err("expected `memory` or `sqlite:PATH`".into()),
+            _ => Err("expected `memory`, `file:FOLDER` or `sqlite:PATH`".into()),
         }
     }
 }
@@ -155,6 +158,12 @@ fn start(arguments: &Arguments) -> Result<Service, ExitCode> {
         StoreUrl::Memory => {
             warn!("documents are kept in memory only");
             Service::in_memory(options, shards)
+        }
+        StoreUrl::Files(path) => {
+            let store = FileStore::open(path)
+                .map_err(|error| failed(&format!("cannot open the store {}", path.display()), &error))?;
+            info!("documents are kept in {}", path.display());
+            Service::with_store(options, shards, store.with_reports(|report| warn!("{report}")))
         }
         StoreUrl::Sqlite(path) => {
             let store = SqliteStore::open(path)

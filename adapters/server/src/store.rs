@@ -13,12 +13,13 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use yrs_websocket::{RoomName, update::SquashOptions};
 use yrs_websocket_store::{
-    Entry, History, HistoryError, MemoryStore, Moment, Record, RoomSummary, SqliteStore, StoreError, backup,
+    Entry, FileStore, History, HistoryError, MemoryStore, Moment, Record, RoomSummary, SqliteStore,
+    StoreError, backup,
 };
 
 use crate::StoreUrl;
 
-/// Looks into a store, exports, imports, verifies and compacts it. A server may be using it meanwhile.
+/// Looks into a store, exports, imports, verifies and compacts it. A server may be using a database meanwhile.
 #[derive(Debug, Args)]
 #[command(after_help = "Exit codes: 0 done, 1 failed, 2 wrong arguments, 3 done, but something is damaged.")]
 pub(crate) struct Arguments {
@@ -84,7 +85,7 @@ enum Command {
         #[arg(long)]
         vacuum: bool,
     },
-    /// Copies the store to the first free name of `store(1).db`, `store(2).db` and so on.
+    /// Copies a database to the first free name of `store(1).db`, `store(2).db` and so on.
     Backup,
 }
 
@@ -109,35 +110,40 @@ enum Outcome {
 }
 
 fn perform(arguments: Arguments) -> Result<Outcome, Failure> {
-    let path = match arguments.store {
-        StoreUrl::Sqlite(path) => path,
-        StoreUrl::Memory => {
-            return Err(Failure::because("a store in memory has nothing: give --store sqlite:PATH"));
-        }
+    let (StoreUrl::Files(path) | StoreUrl::Sqlite(path)) = &arguments.store else {
+        return Err(Failure::because("a store in memory has nothing: give --store sqlite:PATH"));
     };
     if let Command::Backup = arguments.command {
-        let copy = backup(&path).map_err(|error| at(&path, error))?;
+        if let StoreUrl::Files(_) = arguments.store {
+            return Err(at(path, "is a folder: stop the server and copy it"));
+        }
+        let copy = backup(path).map_err(|error| at(path, error))?;
         return print(format_args!("{}", copy.display())).map(|()| Outcome::Done);
     }
     // Only an import may make one: a misspelt path is no empty store.
     if !matches!(arguments.command, Command::Import { .. }) && !path.exists() {
-        return Err(at(&path, "there is no such file: give --store sqlite:PATH"));
+        return Err(at(path, "there is no such store: give --store sqlite:PATH or file:FOLDER"));
     }
-    let mut store = SqliteStore::open(&path).map_err(|error| at(&path, error))?;
+    let store = &mut match &arguments.store {
+        StoreUrl::Files(_) => Opened::Files(FileStore::open(path).map_err(|error| at(path, error))?),
+        StoreUrl::Sqlite(_) | StoreUrl::Memory => {
+            Opened::Sqlite(SqliteStore::open(path).map_err(|error| at(path, error))?)
+        }
+    };
     match arguments.command {
-        Command::List => list(&mut store),
-        Command::History { room } => history(&mut store, &room),
-        Command::Export { all: Some(folder), .. } => export_all(&mut store, &folder),
+        Command::List => list(store),
+        Command::History { room } => history(store.history(), &room),
+        Command::Export { all: Some(folder), .. } => export_all(store, &folder),
         Command::Export { room: None, .. } => Err(Failure::because("name a room, or a folder with --all")),
         Command::Export { room: Some(room), file, record, time, all: None } => {
             let moment = record.map(Moment::Record).or_else(|| time.map(Moment::Time));
-            export(&mut store, &room, &file, moment)
+            export(store.history(), &room, &file, moment)
         }
-        Command::Import { path, room } => import(&mut store, &path, room),
-        Command::Verify { room } => verify(&mut store, room),
+        Command::Import { path, room } => import(store, &path, room),
+        Command::Verify { room } => verify(store, room),
         Command::Compact { room, drop_deleted, vacuum } => {
-            let outcome = compact(&mut store, room, SquashOptions { collect: drop_deleted })?;
-            if vacuum {
+            let outcome = compact(store.history(), room, SquashOptions { collect: drop_deleted })?;
+            if vacuum && let Opened::Sqlite(store) = store {
                 store.vacuum()?;
             }
             Ok(outcome)
@@ -146,17 +152,49 @@ fn perform(arguments: Arguments) -> Result<Outcome, Failure> {
     }
 }
 
-fn list(store: &mut SqliteStore) -> Result<Outcome, Failure> {
-    let rooms = store.rooms()?;
+/// A store, of whatever kind.
+enum Opened {
+    Files(FileStore),
+    Sqlite(SqliteStore),
+}
+
+impl Opened {
+    fn history(&mut self) -> &mut dyn History {
+        match self {
+            Self::Files(store) => store,
+            Self::Sqlite(store) => store,
+        }
+    }
+
+    /// What is wrong with the container of the records.
+    fn check(&mut self) -> Result<Vec<String>, StoreError> {
+        match self {
+            Self::Files(_) => Ok(Vec::new()),
+            Self::Sqlite(store) => store.check(),
+        }
+    }
+
+    /// Says on stderr which keys are no rooms.
+    fn name_unnamed(&mut self) -> Result<(), Failure> {
+        let Self::Sqlite(store) = self else { return Ok(()) };
+        for key in store.unnamed_keys()? {
+            eprintln!("left out: the key {key:?} is no room name, so no client can reach it");
+        }
+        Ok(())
+    }
+}
+
+fn list(store: &mut Opened) -> Result<Outcome, Failure> {
+    let rooms = store.history().rooms()?;
     print(format_args!("{:>10} {:>14}  {:<20}  room", "records", "bytes", "newest"))?;
     for RoomSummary { room, records, bytes, newest } in rooms {
         print(format_args!("{records:>10} {bytes:>14}  {:<20}  {room}", shown_time(newest)))?;
     }
-    name_unnamed(store)?;
+    store.name_unnamed()?;
     Ok(Outcome::Done)
 }
 
-fn history(store: &mut SqliteStore, room: &RoomName) -> Result<Outcome, Failure> {
+fn history(store: &mut dyn History, room: &RoomName) -> Result<Outcome, Failure> {
     let mut outcome = Outcome::Done;
     let mut printed = print(format_args!("{:>10}  {:<20} {:>14}  metadata", "record", "time", "bytes"));
     let mut count = 0;
@@ -186,7 +224,7 @@ fn history(store: &mut SqliteStore, room: &RoomName) -> Result<Outcome, Failure>
 }
 
 fn export(
-    store: &mut SqliteStore,
+    store: &mut dyn History,
     room: &RoomName,
     file: &Path,
     moment: Option<Moment>,
@@ -201,7 +239,7 @@ fn export(
         let entry = |update| Entry { update, metadata: Default::default(), timestamp };
         then.restore(room, &updates.into_iter().map(entry).collect::<Vec<_>>())?;
     }
-    let store: &mut dyn History = if moment.is_some() { &mut then } else { store };
+    let store = if moment.is_some() { &mut then } else { store };
     if file == Path::new("-") {
         store.export(room, &mut io::stdout().lock()).map_err(Failure::output)?;
     } else {
@@ -210,17 +248,17 @@ fn export(
     Ok(Outcome::Done)
 }
 
-fn export_all(store: &mut SqliteStore, folder: &Path) -> Result<Outcome, Failure> {
+fn export_all(store: &mut Opened, folder: &Path) -> Result<Outcome, Failure> {
     fs::create_dir_all(folder).map_err(|error| at(folder, error))?;
-    let rooms = store.rooms()?;
+    let rooms = store.history().rooms()?;
     let progress = progress(rooms.len());
     for summary in rooms {
         let file = folder.join(file_name(&summary.room));
-        export_to(store, &summary.room, &file)?;
+        export_to(store.history(), &summary.room, &file)?;
         progress.inc(1);
     }
     progress.finish_and_clear();
-    name_unnamed(store)?;
+    store.name_unnamed()?;
     Ok(Outcome::Done)
 }
 
@@ -233,7 +271,7 @@ fn export_to(store: &mut dyn History, room: &RoomName, path: &Path) -> Result<()
     })
 }
 
-fn import(store: &mut SqliteStore, path: &Path, room: Option<RoomName>) -> Result<Outcome, Failure> {
+fn import(store: &mut Opened, path: &Path, room: Option<RoomName>) -> Result<Outcome, Failure> {
     if path.is_dir() {
         let entries = fs::read_dir(path).and_then(Iterator::collect::<io::Result<Vec<_>>>);
         let mut files: Vec<_> =
@@ -244,7 +282,7 @@ fn import(store: &mut SqliteStore, path: &Path, room: Option<RoomName>) -> Resul
         let mut outcome = Outcome::Done;
         for file in files {
             let room = room_of_file(&file)?;
-            if import_file(store, &file, &room)? == Outcome::Damaged {
+            if import_file(store.history(), &file, &room)? == Outcome::Damaged {
                 outcome = Outcome::Damaged;
             }
             progress.inc(1);
@@ -256,13 +294,19 @@ fn import(store: &mut SqliteStore, path: &Path, room: Option<RoomName>) -> Resul
     let file = File::open(path).map_err(|error| at(path, error))?;
     file.take(SQLITE.len() as u64).read_to_end(&mut start).map_err(|error| at(path, error))?;
     if start == SQLITE {
-        return import_database(store, path);
+        return match store {
+            Opened::Sqlite(store) => import_database(store, path),
+            Opened::Files(_) => {
+                let advice = "is a database: import it to sqlite:PATH, and export --all of that";
+                Err(at(path, advice))
+            }
+        };
     }
     let room = room.map_or_else(|| room_of_file(path), Ok)?;
-    import_file(store, path, &room)
+    import_file(store.history(), path, &room)
 }
 
-fn import_file(store: &mut SqliteStore, path: &Path, room: &RoomName) -> Result<Outcome, Failure> {
+fn import_file(store: &mut dyn History, path: &Path, room: &RoomName) -> Result<Outcome, Failure> {
     let mut file = File::open(path).map_err(|error| at(path, error))?;
     let mut outcome = Outcome::Done;
     let imported = store.import(room, &mut file, &mut |record, damage| {
@@ -292,18 +336,18 @@ fn import_database(store: &mut SqliteStore, path: &Path) -> Result<Outcome, Fail
     Ok(outcome)
 }
 
-fn verify(store: &mut SqliteStore, room: Option<RoomName>) -> Result<Outcome, Failure> {
+fn verify(store: &mut Opened, room: Option<RoomName>) -> Result<Outcome, Failure> {
     let mut outcome = Outcome::Done;
     for problem in store.check()? {
         outcome = Outcome::Damaged;
         print(format_args!("the database: {problem}"))?;
     }
-    let rooms = chosen(store, room)?;
+    let rooms = chosen(store.history(), room)?;
     let progress = progress(rooms.len());
     let (mut records, mut damaged) = (0, 0);
     for room in &rooms {
         let mut found = Vec::new();
-        records += store.verify(room, &mut |record, damage| found.push((record, damage)))?;
+        records += store.history().verify(room, &mut |record, damage| found.push((record, damage)))?;
         damaged += found.len();
         for (record, damage) in found {
             progress.suspend(|| print(format_args!("{room}: record {record} is damaged: {damage}")))?;
@@ -312,12 +356,12 @@ fn verify(store: &mut SqliteStore, room: Option<RoomName>) -> Result<Outcome, Fa
     }
     progress.finish_and_clear();
     print(format_args!("{} rooms, {records} records, {damaged} damaged", rooms.len()))?;
-    name_unnamed(store)?;
+    store.name_unnamed()?;
     Ok(if damaged > 0 { Outcome::Damaged } else { outcome })
 }
 
 fn compact(
-    store: &mut SqliteStore,
+    store: &mut dyn History,
     room: Option<RoomName>,
     options: SquashOptions,
 ) -> Result<Outcome, Failure> {
@@ -351,22 +395,15 @@ fn compact(
     Ok(outcome)
 }
 
-fn chosen(store: &mut SqliteStore, room: Option<RoomName>) -> Result<Vec<RoomName>, Failure> {
+fn chosen(store: &mut dyn History, room: Option<RoomName>) -> Result<Vec<RoomName>, Failure> {
     let rooms = store.rooms()?.into_iter().map(|summary| summary.room);
     let Some(room) = room else { return Ok(rooms.collect()) };
     let found: Vec<_> = rooms.filter(|found| *found == room).collect();
     if found.is_empty() { Err(unknown(&room)) } else { Ok(found) }
 }
 
-fn name_unnamed(store: &mut SqliteStore) -> Result<(), Failure> {
-    for key in store.unnamed_keys()? {
-        eprintln!("left out: the key {key:?} is no room name, so no client can reach it");
-    }
-    Ok(())
-}
-
 /// The time of the last record that a document of then is made of.
-fn time_of(store: &mut SqliteStore, room: &RoomName, moment: Moment) -> Result<f64, Failure> {
+fn time_of(store: &mut dyn History, room: &RoomName, moment: Moment) -> Result<f64, Failure> {
     let mut time = 0.0_f64;
     store.records(room, &mut |record| {
         if moment.includes(&record) {

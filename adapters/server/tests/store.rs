@@ -42,6 +42,13 @@ fn rooms_travel_through_files() {
         "3 records to room-1\n1 records to room-2\n"
     );
     assert_eq!(shop.texts("new.db", ["room-1", "room-2"]), ["Hello, World", "Hello"]);
+    // A store of files is such a folder.
+    let files = format!("file:{folder}");
+    assert_eq!(shop.run(&["verify", "--store", &files]), "2 rooms, 4 records, 0 damaged\n");
+    assert!(shop.run(&["compact", "--store", &files]).starts_with("2 rooms: 4 records"));
+    shop.run(&["import", &folder, "--store", &format!("sqlite:{}", shop.path("again.db"))]);
+    assert_eq!(shop.texts("again.db", ["room-1", "room-2"]), ["Hello, World", "Hello"]);
+    assert_eq!(shop.run(&["history", "room-1", "--store", &files]).lines().count(), 2);
     // No export overwrites another.
     let again = shop.fail(&["export", "--all", &folder], 1);
     assert!(again.contains("room-1.y: File exists"), "{again}");
@@ -114,7 +121,7 @@ fn mistakes_say_what_to_do() {
     let shop = Shop::new("ypy-0.12.4");
     let missing = format!("sqlite:{}", shop.path("missing.db"));
     for (arguments, expected) in [
-        (vec!["list", "--store", &missing], "there is no such file"),
+        (vec!["list", "--store", &missing], "there is no such store"),
         (vec!["list", "--store", "memory"], "give --store sqlite:PATH"),
         (vec!["history", "nobody"], "there is no room \"nobody\": see `store list`"),
         (vec!["export", "nobody"], "there is no room"),
@@ -126,7 +133,7 @@ fn mistakes_say_what_to_do() {
     assert!(!Path::new(&shop.path("missing.db")).exists());
     shop.fail(&["export"], 2);
     let said = shop.fail(&["import", shop.path("store.db").as_str(), "--store", "nonsense"], 2);
-    assert!(said.contains("expected `memory` or `sqlite:PATH`"), "{said}");
+    assert!(said.contains("expected `memory`, `file:FOLDER` or `sqlite:PATH`"), "{said}");
 }
 
 /// A folder with a database that Python wrote.
