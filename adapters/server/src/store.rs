@@ -49,7 +49,7 @@ enum Command {
         /// The file to write; `-`, or none, is the standard output.
         #[arg(default_value = "-", conflicts_with = "all")]
         file: PathBuf,
-        /// Exports every room, each to a file of its own in this folder.
+        /// Exports every room, each to a file of its own in this folder, which is a store then: `file:FOLDER`.
         #[arg(long, value_name = "FOLDER")]
         all: Option<PathBuf>,
         /// The document as it was after the record of this number.
@@ -64,7 +64,7 @@ enum Command {
     Import {
         /// The file or the folder.
         path: PathBuf,
-        /// The room, for a file with a single one; by default the name of the file, as export gave it.
+        /// The room, for a file with a single one; by default the name of the file says it, as export gives it.
         #[arg(long)]
         room: Option<RoomName>,
     },
@@ -253,7 +253,9 @@ fn export_all(store: &mut Opened, folder: &Path) -> Result<Outcome, Failure> {
     let rooms = store.history().rooms()?;
     let progress = progress(rooms.len());
     for summary in rooms {
-        let file = folder.join(file_name(&summary.room));
+        let file = folder.join(FileStore::default_path(&summary.room));
+        let inside = file.parent().unwrap_or(folder);
+        fs::create_dir_all(inside).map_err(|error| at(inside, error))?;
         export_to(store.history(), &summary.room, &file)?;
         progress.inc(1);
     }
@@ -273,16 +275,12 @@ fn export_to(store: &mut dyn History, room: &RoomName, path: &Path) -> Result<()
 
 fn import(store: &mut Opened, path: &Path, room: Option<RoomName>) -> Result<Outcome, Failure> {
     if path.is_dir() {
-        let entries = fs::read_dir(path).and_then(Iterator::collect::<io::Result<Vec<_>>>);
-        let mut files: Vec<_> =
-            entries.map_err(|error| at(path, error))?.iter().map(|entry| entry.path()).collect();
-        files.retain(|file| file.extension().is_some_and(|extension| extension == "y"));
-        files.sort();
+        let files = files_in(path).map_err(|error| at(path, error))?;
         let progress = progress(files.len());
         let mut outcome = Outcome::Done;
         for file in files {
             let room = room_of_file(&file)?;
-            if import_file(store.history(), &file, &room)? == Outcome::Damaged {
+            if import_file(store.history(), &path.join(&file), &room)? == Outcome::Damaged {
                 outcome = Outcome::Damaged;
             }
             progress.inc(1);
@@ -302,7 +300,8 @@ fn import(store: &mut Opened, path: &Path, room: Option<RoomName>) -> Result<Out
             }
         };
     }
-    let room = room.map_or_else(|| room_of_file(path), Ok)?;
+    let name = Path::new(path.file_name().unwrap_or_default());
+    let room = room.map_or_else(|| room_of_file(name), Ok)?;
     import_file(store.history(), path, &room)
 }
 
@@ -414,26 +413,35 @@ fn time_of(store: &mut dyn History, room: &RoomName, moment: Moment) -> Result<f
     Ok(time)
 }
 
-/// A file name for a room, which [`room_of_file`] undoes.
-fn file_name(room: &RoomName) -> String {
-    let mut name = String::new();
-    for (index, byte) in room.as_str().bytes().enumerate() {
-        let is_plain =
-            byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_' || byte == b'.' && index > 0;
-        if is_plain {
-            name.push(char::from(byte));
-        } else {
-            name += &format!("%{byte:02X}");
-        }
+/// The room of a file, by its path inside a folder, as export and stores of files name it.
+fn room_of_file(path: &Path) -> Result<RoomName, Failure> {
+    if let Some(room) = FileStore::default_room(path) {
+        return Ok(room);
     }
-    name + ".y"
+    // Python names its files as it likes.
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    RoomName::new(&stem)
+        .map_err(|error| at(path, format_args!("the name of the file names no room ({error}): give --room")))
 }
 
-fn room_of_file(path: &Path) -> Result<RoomName, Failure> {
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    // A question mark would begin a query there; export writes none.
-    RoomName::from_path(&stem.replace('?', "%3F"))
-        .map_err(|error| at(path, format_args!("the name of the file names no room ({error}): give --room")))
+/// The files of rooms in a folder, in order, by their paths in it.
+fn files_in(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(inside) = folders.pop() {
+        for entry in fs::read_dir(inside)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "y")
+                && let Ok(path) = path.strip_prefix(folder)
+            {
+                files.push(path.to_owned());
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
 }
 
 /// Is drawn on a terminal only, and on stderr.

@@ -55,6 +55,24 @@ fn rooms_travel_through_files() {
 }
 
 #[test]
+fn whatever_a_room_is_called_it_travels() {
+    let shop = Shop::new("ypy-0.12.4");
+    let names =
+        [".notebook:1234.y", "../../etc/passwd", "Notes", "notes", "caf\u{e9} ?%41", &"long/".repeat(200)];
+    let mut store = SqliteStore::open(shop.path("store.db")).unwrap();
+    for (seq, name) in (1..).zip(names) {
+        let update = store.load(&room("room-2")).unwrap().remove(0);
+        store.commit(&[Write::Append { room: room(name), seq, update }]).unwrap();
+    }
+    drop(store);
+    let folder = shop.path("rooms");
+    shop.run(&["export", "--all", &folder]);
+    shop.run(&["import", &folder, "--store", &format!("sqlite:{}", shop.path("new.db"))]);
+    assert_eq!(shop.texts("new.db", names), ["Hello"; 6]);
+    assert!(shop.run(&["list", "--store", &format!("file:{folder}")]).contains("../../etc/passwd"));
+}
+
+#[test]
 fn the_document_of_a_record_or_a_time_is_one_record() {
     let shop = Shop::new("ypy-0.12.4");
     for (arguments, expected) in [

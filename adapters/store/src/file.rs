@@ -129,6 +129,17 @@ impl FileStore {
     pub fn open(folder: impl Into<PathBuf>) -> Result<Self, FolderError> {
         Ok(Self::on(Folder::open(folder)?))
     }
+
+    /// The file inside the folder that a room has, unless [`with_paths`](Self::with_paths) gives it another.
+    pub fn default_path(room: &RoomName) -> PathBuf {
+        names::path_of(room)
+    }
+
+    /// The room of a file inside the folder; `None` for a file that [`default_path`](Self::default_path)
+    /// gives to no room.
+    pub fn default_room(path: &Path) -> Option<RoomName> {
+        names::room_of(path)
+    }
 }
 
 impl<D: Disk> FileStore<D> {
