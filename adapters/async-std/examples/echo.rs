@@ -14,7 +14,7 @@ use async_std::{
     net::{TcpListener, TcpStream},
     task,
 };
-use yrs_websocket_async_std::rfc6455::{Acceptor, Config, Connection, Event, HandshakeLimits, Role};
+use yrs_websocket_async_std::rfc6455::{Acceptor, Config, Connection, Deflate, Event, HandshakeLimits, Role};
 
 fn main() -> io::Result<()> {
     let address = env::args().nth(1).unwrap_or_else(|| "127.0.0.1:9001".into());
@@ -35,7 +35,7 @@ fn main() -> io::Result<()> {
 #[allow(clippy::disallowed_methods, reason = "an adapter reads the clock")]
 async fn echo(mut stream: TcpStream) -> io::Result<()> {
     let mut buffer = vec![0; 64 << 10];
-    let mut acceptor = Acceptor::new(HandshakeLimits::default());
+    let mut acceptor = Acceptor::new(HandshakeLimits::default()).with_deflate(Some(DEFLATE));
     let request = loop {
         let len = stream.read(&mut buffer).await?;
         match acceptor.receive(&buffer[..len]) {
@@ -46,7 +46,8 @@ async fn echo(mut stream: TcpStream) -> io::Result<()> {
         }
     };
     stream.write_all(&request.accept(None, &[]).map_err(io::Error::other)?).await?;
-    let mut connection = Connection::new(Role::Server, Config::default(), Instant::now());
+    let connection = Connection::new(Role::Server, Config::default(), Instant::now());
+    let mut connection = connection.with_deflate(request.deflate());
     let mut rest = request.into_rest();
     let mut input = &mut rest[..];
     loop {
@@ -74,3 +75,6 @@ async fn echo(mut stream: TcpStream) -> io::Result<()> {
         input = &mut buffer[..len];
     }
 }
+
+/// The suite measures compression: everything is compressed, for who offers it.
+const DEFLATE: Deflate = Deflate { level: 1, len_min: 0 };

@@ -9,7 +9,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     time,
 };
-use yrs_websocket_host::rfc6455::{Acceptor, Config, Connection, Event, HandshakeLimits, Role};
+use yrs_websocket_host::rfc6455::{Acceptor, Config, Connection, Deflate, Event, HandshakeLimits, Role};
 
 #[tokio::main]
 async fn main() -> io::Result<()> {
@@ -29,7 +29,7 @@ async fn main() -> io::Result<()> {
 #[allow(clippy::disallowed_methods, reason = "an adapter reads the clock")]
 async fn echo(mut stream: TcpStream) -> io::Result<()> {
     let mut buffer = vec![0; 64 << 10];
-    let mut acceptor = Acceptor::new(HandshakeLimits::default());
+    let mut acceptor = Acceptor::new(HandshakeLimits::default()).with_deflate(Some(DEFLATE));
     let request = loop {
         let len = stream.read(&mut buffer).await?;
         match acceptor.receive(&buffer[..len]) {
@@ -43,7 +43,8 @@ async fn echo(mut stream: TcpStream) -> io::Result<()> {
         Ok(response) => stream.write_all(&response).await?,
         Err(error) => return Err(io::Error::other(error)),
     }
-    let mut connection = Connection::new(Role::Server, Config::default(), Instant::now());
+    let connection = Connection::new(Role::Server, Config::default(), Instant::now());
+    let mut connection = connection.with_deflate(request.deflate());
     let mut rest = request.into_rest();
     let mut input = &mut rest[..];
     loop {
@@ -75,3 +76,6 @@ async fn echo(mut stream: TcpStream) -> io::Result<()> {
         input = &mut buffer[..len];
     }
 }
+
+/// The suite measures compression: everything is compressed, for who offers it.
+const DEFLATE: Deflate = Deflate { level: 1, len_min: 0 };
