@@ -114,6 +114,12 @@ fn perform(arguments: Arguments) -> Result<Outcome, Failure> {
         StoreUrl::Memory => {
             return Err(Failure::because("a store in memory has nothing: give --store sqlite:PATH"));
         }
+        StoreUrl::File(_) | StoreUrl::Temp => {
+            return Err(Failure::because(
+                "this works on databases: give --store sqlite:PATH. Files of rooms are in the format of exports: \
+                 import them into a database",
+            ));
+        }
     };
     if let Command::Backup = arguments.command {
         let copy = backup(&path).map_err(|error| at(&path, error))?;

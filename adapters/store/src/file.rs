@@ -3,7 +3,9 @@ mod names;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, io, mem,
+    fmt,
+    io::{self, ErrorKind},
+    mem,
     path::{Component, Path, PathBuf},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
@@ -154,7 +156,7 @@ impl<D: Disk> FileStore<D> {
         Ok(self)
     }
 
-    /// Calls `on_report` with what the operator should know; to be called before
+    /// Calls `on_report` with what the operator should know. It must not panic. To be called before
     /// [`with_fsync`](Self::with_fsync), whose thread reports, too.
     #[must_use]
     pub fn with_reports(mut self, on_report: impl Fn(&Report) + Send + Sync + 'static) -> Self {
@@ -201,6 +203,22 @@ impl<D: Disk> FileStore<D> {
         }
         let message = format!("room {room:?} cannot be kept in {}: give it another path", path.display());
         Err(StoreError::Other { message })
+    }
+
+    /// Makes durable what was found in a file. False if it may not be written, so that nobody has.
+    fn sync_found(&self, path: &Path) -> io::Result<bool> {
+        match self.disk.open(path) {
+            Err(error)
+                if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) =>
+            {
+                Ok(false)
+            }
+            file => {
+                file?.map_or(Ok(()), |file| self.disk.sync(&file))?;
+                self.disk.sync_names(path)?;
+                Ok(true)
+            }
+        }
     }
 
     /// Opens a room's file to write to it, at its end; `None` if there is no file.
@@ -257,9 +275,9 @@ impl<D: Disk> FileStore<D> {
     }
 
     /// Writes to the end of a room's file, as one write.
-    fn append(&mut self, room: &RoomName, writes: &[&Write]) -> Result<Appended<D>, StoreError> {
+    fn append(&mut self, room: &RoomName, writes: &[&Write]) -> Result<(D::File, Appended), StoreError> {
         let path = self.path(room)?;
-        let (file, before, is_new) = match self.open_file(room, &path)? {
+        let (mut file, before, is_new) = match self.open_file(room, &path)? {
             Some((file, len)) => (file, len, false),
             None => (self.disk.create(&path).map_err(failed(&path))?, 0, true),
         };
@@ -271,11 +289,11 @@ impl<D: Disk> FileStore<D> {
             seqs.push(*seq);
         }
         let after = before + bytes.len() as u64;
-        let mut appended = Appended { room: room.clone(), path, file, is_new, before, after, seqs };
-        match write_all(&*self.disk, &mut appended.file, before, &bytes) {
-            Ok(()) => Ok(appended),
+        let written = write_all(&*self.disk, &mut file, before, &bytes).map_err(failed(&path));
+        let appended = Appended { room: room.clone(), path, is_new, before, after, seqs };
+        match written {
+            Ok(()) => Ok((file, appended)),
             Err(error) => {
-                let error = store_error(&error, &appended.path.to_string_lossy());
                 self.take_back(appended);
                 Err(error)
             }
@@ -283,7 +301,7 @@ impl<D: Disk> FileStore<D> {
     }
 
     /// Makes what was appended durable, as far as is asked for.
-    fn make_durable(&mut self, appended: &[Appended<D>]) -> Result<(), StoreError> {
+    fn make_durable(&mut self, appended: &[Appended], files: &[D::File]) -> Result<(), StoreError> {
         match self.fsync {
             Fsync::Always => {}
             Fsync::Interval(_) => {
@@ -294,10 +312,9 @@ impl<D: Disk> FileStore<D> {
             }
             Fsync::Never => return Ok(()),
         }
-        let files: Vec<_> = appended.iter().map(|appended| &appended.file).collect();
         // One path of each folder in which a name may not be durable.
         let mut folders = BTreeMap::new();
-        for (Appended { room, path, .. }, synced) in appended.iter().zip(self.disk.sync_all(&files)) {
+        for (Appended { room, path, .. }, synced) in appended.iter().zip(self.disk.sync_all(files)) {
             synced.map_err(failed(path))?;
             if !self.rooms.get(room).is_some_and(|known| known.named) {
                 folders.insert(path.parent(), path);
@@ -311,14 +328,15 @@ impl<D: Disk> FileStore<D> {
     }
 
     /// Undoes an append.
-    fn take_back(&mut self, appended: Appended<D>) {
-        let Appended { room, path, file, is_new, before, .. } = appended;
-        let known = self.rooms.entry(room).or_default();
-        let taken = self.disk.truncate(&file, before);
-        drop(file);
-        known.end = match taken {
+    fn take_back(&mut self, appended: Appended) {
+        let Appended { room, path, is_new, before, .. } = appended;
+        let taken = self.disk.open(&path).and_then(|file| {
+            file.map_or(Ok(()), |file| self.disk.truncate(&file, before))?;
             // An empty file is none to Python, which gives it another name.
-            Ok(()) if is_new && self.disk.remove(&path).is_ok() => End::Unseen,
+            if is_new { self.disk.remove(&path) } else { Ok(()) }
+        });
+        let known = self.rooms.entry(room).or_default();
+        known.end = match taken {
             Ok(()) => End::Whole(before),
             // Before anything else is written to it. Bytes that the disk has refused to make durable must not
             // come to stand in the middle of the file.
@@ -373,13 +391,17 @@ impl<D: Disk> Store for FileStore<D> {
             return Ok(Vec::new());
         };
         let mut file = Bytes::from(file);
-        let (overhang, named) = match self.rooms.get(room) {
+        let (overhang, mut named) = match self.rooms.get(room) {
             Some(&Known { end: End::Overhang(end), named, .. }) => (Some(end), named),
             Some(known) => (None, known.named),
             None => (None, false),
         };
         if let Some(end) = overhang {
             file.truncate(usize::try_from(end).unwrap_or(usize::MAX));
+        }
+        if !named && self.fsync == Fsync::Always {
+            // Who wrote it may have died before it was durable, and what is loaded counts as stored.
+            named = self.sync_found(&path).map_err(failed_to_read(&path))?;
         }
         let Contents { version, records, end } = read(&file, &path)?;
         let end = match overhang {
@@ -407,10 +429,16 @@ impl<D: Disk> Store for FileStore<D> {
             by_room.into_iter().partition(|(_, writes)| writes.iter().all(is_append));
         let mut appended = Vec::with_capacity(appends.len());
         let done = (|| {
-            for (room, writes) in appends {
-                appended.push(self.append(room, &writes)?);
+            for appends in appends.chunks(OPEN_FILES_MAX) {
+                let before = appended.len();
+                let mut files = Vec::with_capacity(appends.len());
+                for (room, writes) in appends {
+                    let (file, append) = self.append(room, writes)?;
+                    files.push(file);
+                    appended.push(append);
+                }
+                self.make_durable(&appended[before..], &files)?;
             }
-            self.make_durable(&appended)?;
             compactions.into_iter().try_for_each(|(room, writes)| self.rewrite(room, &writes))
         })();
         for appended in appended {
@@ -455,11 +483,8 @@ impl TempFileStore {
         Ok(Self { store: FileStore::open(folder.path())?, folder })
     }
 
-    /// Configures the store, as in `TempFileStore::new()?.with(|store| store.with_fsync(Fsync::Never))?`.
-    pub fn with(
-        self,
-        configure: impl FnOnce(FileStore) -> Result<FileStore, StoreError>,
-    ) -> Result<Self, StoreError> {
+    /// Configures the store inside, as in `TempFileStore::new()?.try_map(|store| store.with_fsync(Fsync::Never))?`.
+    pub fn try_map<E>(self, configure: impl FnOnce(FileStore) -> Result<FileStore, E>) -> Result<Self, E> {
         Ok(Self { store: configure(self.store)?, folder: self.folder })
     }
 
@@ -541,10 +566,9 @@ impl Known {
 }
 
 /// Is an append that may have to be taken back.
-struct Appended<D: Disk> {
+struct Appended {
     room: RoomName,
     path: PathBuf,
-    file: D::File,
     is_new: bool,
     before: u64,
     after: u64,
@@ -651,7 +675,7 @@ fn back_up<D: Disk>(disk: &D, path: &Path) -> Result<PathBuf, StoreError> {
     loop {
         let backup = numbered(path, number);
         match disk.keep(path, &backup) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => number += 1,
             kept => return kept.map(|()| backup).map_err(failed(path)),
         }
     }
@@ -673,9 +697,9 @@ fn write_all<D: Disk>(disk: &D, file: &mut D::File, at: u64, bytes: &[u8]) -> io
     // One call, unless the system takes less than it is given: for more than 2 GB, or to say why with the next.
     while written < bytes.len() {
         match disk.write(file, at + written as u64, &bytes[written..]) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
             Ok(count) => written += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }
@@ -708,6 +732,10 @@ const OURS: &str = ".yrs-websocket.";
 
 /// Where a file is written before it takes the place of another. One is enough: a store writes one at a time.
 const NEW: &str = ".yrs-websocket.new";
+
+/// How many files a commit has open at the same time. Systems allow a process some hundreds, and its sockets
+/// need most of them.
+const OPEN_FILES_MAX: usize = 64;
 
 /// Lengths and timestamp.
 const RECORD_OVERHEAD: usize = 20;
