@@ -21,7 +21,10 @@ use yrs_websocket_rfc6455::{self as rfc6455, Connection, Event, Opcode, Role, en
 /// Work that is ready to be done.
 type Work = Box<dyn FnOnce() -> u64>;
 
-const WORKLOADS: &[(&str, fn() -> Work)] = &[
+/// Prepares it.
+type Prepare = fn() -> Work;
+
+const WORKLOADS: &[(&str, Prepare)] = &[
     ("scan", scan),
     ("receive", receive),
     ("join-updates", join_updates),
