@@ -1,6 +1,6 @@
 //! Joins a room on smol, prints its text as it changes, appends what is typed.
 //!
-//! `cargo run -p yrs-websocket-async-std --example async-std-client -- 127.0.0.1:1234 notes`
+//! `cargo run -p yrs-websocket-async-std --example async-std-client -- 127.0.0.1:1234 notes Ada`
 
 use std::{
     env, io,
@@ -10,7 +10,7 @@ use std::{
 
 use smol::{Timer, Unblock, io::AsyncBufReadExt, io::BufReader, net::TcpStream, stream::StreamExt};
 use yrs::{Doc, GetString, Observable, Text, Transact};
-use yrs_websocket_async_std::{Client, ClientOptions, Runtime};
+use yrs_websocket_async_std::{Client, ClientOptions, PresenceState, Runtime};
 
 #[derive(Clone)]
 struct Smol;
@@ -29,6 +29,7 @@ impl Runtime for Smol {
 fn main() -> io::Result<()> {
     let address = env::args().nth(1).unwrap_or_else(|| "127.0.0.1:1234".into());
     let room = env::args().nth(2).unwrap_or_else(|| "notes".into());
+    let name = env::args().nth(3).unwrap_or_else(|| "somebody".into());
     let doc = Doc::new();
     let text = doc.get_or_insert_text("text");
     text.observe("print", {
@@ -40,6 +41,7 @@ fn main() -> io::Result<()> {
     options.on_dial_error = Some(Arc::new(|error| eprintln!("{error}")));
     let mut client = Client::new(Smol, doc.clone(), options);
     let handle = client.handle();
+    handle.set_presence(PresenceState::new(&format!("{{\"user\":{{\"name\":{name:?}}}}}")).ok());
     smol::block_on(async {
         let running = smol::spawn(async move { client.run(|| TcpStream::connect(&address)).await });
         let mut lines = BufReader::new(Unblock::new(io::stdin())).lines();

@@ -2,19 +2,14 @@
 //!
 //! `cargo run --release -p yrs-websocket-async-std --example async-std-echo -- 127.0.0.1:9001`
 
-use std::{
-    env, io,
-    net::Shutdown,
-    time::{Duration, Instant},
-};
+use std::{env, io, net::Shutdown, time::Duration, time::Instant};
 
 use async_std::{
-    future,
-    io::{ReadExt, WriteExt},
+    io::{ReadExt, WriteExt, timeout},
     net::{TcpListener, TcpStream},
     task,
 };
-use yrs_websocket_async_std::rfc6455::{Acceptor, Config, Connection, Event, HandshakeLimits, Role};
+use yrs_websocket_async_std::rfc6455::{Acceptor, Config, Connection, Deflate, Event, HandshakeLimits, Role};
 
 fn main() -> io::Result<()> {
     let address = env::args().nth(1).unwrap_or_else(|| "127.0.0.1:9001".into());
@@ -23,11 +18,7 @@ fn main() -> io::Result<()> {
         println!("echoing on ws://{}", listener.local_addr()?);
         loop {
             let (stream, _) = listener.accept().await?;
-            task::spawn(async move {
-                if let Err(error) = echo(stream).await {
-                    eprintln!("{error}");
-                }
-            });
+            task::spawn(async { echo(stream).await.unwrap_or_else(|error| eprintln!("{error}")) });
         }
     })
 }
@@ -35,7 +26,7 @@ fn main() -> io::Result<()> {
 #[allow(clippy::disallowed_methods, reason = "an adapter reads the clock")]
 async fn echo(mut stream: TcpStream) -> io::Result<()> {
     let mut buffer = vec![0; 64 << 10];
-    let mut acceptor = Acceptor::new(HandshakeLimits::default());
+    let mut acceptor = Acceptor::new(HandshakeLimits::default()).with_deflate(Some(DEFLATE));
     let request = loop {
         let len = stream.read(&mut buffer).await?;
         match acceptor.receive(&buffer[..len]) {
@@ -46,13 +37,13 @@ async fn echo(mut stream: TcpStream) -> io::Result<()> {
         }
     };
     stream.write_all(&request.accept(None, &[]).map_err(io::Error::other)?).await?;
-    let mut connection = Connection::new(Role::Server, Config::default(), Instant::now());
-    let mut rest = request.into_rest();
-    let mut input = &mut rest[..];
+    let connection = Connection::new(Role::Server, Config::default(), Instant::now());
+    let mut connection = connection.with_deflate(request.deflate());
+    let mut input = &mut request.into_rest()[..];
     loop {
         while let Some(event) = connection.receive(Instant::now(), &mut input) {
-            match &event {
-                Event::Binary(payload) => connection.send_binary(payload),
+            match event {
+                Event::Binary(payload) => connection.send_binary(&payload),
                 Event::Text(text) => connection.send_text(text.as_str()),
                 Event::Ping(_) | Event::Pong(_) | Event::Closed(_) => {}
             }
@@ -60,17 +51,19 @@ async fn echo(mut stream: TcpStream) -> io::Result<()> {
             while let Some(output) = connection.next_output() {
                 stream.write_all(&output).await?;
             }
-            if let Event::Closed(_) = event {
-                stream.shutdown(Shutdown::Write)?;
-                let to_the_end = async { while stream.read(&mut buffer).await.is_ok_and(|len| len > 0) {} };
-                let _ = future::timeout(Duration::from_secs(5), to_the_end).await;
-                return Ok(());
-            }
         }
-        let len = stream.read(&mut buffer).await?;
-        if len == 0 {
-            return Ok(());
+        let mut patience = YEAR;
+        if connection.is_closed() {
+            stream.shutdown(Shutdown::Write)?;
+            patience = Duration::from_secs(5);
         }
-        input = &mut buffer[..len];
+        match timeout(patience, stream.read(&mut buffer)).await? {
+            0 => return Ok(()),
+            len => input = &mut buffer[..len],
+        }
     }
 }
+
+/// The suite measures compression: everything is compressed, for who offers it.
+const DEFLATE: Deflate = Deflate { level: 1, len_min: 0 };
+const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);

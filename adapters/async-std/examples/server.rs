@@ -2,21 +2,10 @@
 //!
 //! `cargo run -p yrs-websocket-async-std --example async-std-server -- 127.0.0.1:1234`
 
-use std::{
-    env,
-    io::{self, IoSlice},
-    net::Shutdown,
-    pin::Pin,
-    task::{Context, Poll},
-    time::Instant,
-};
+use std::{env, io, net::Shutdown, time::Instant};
 
-use async_std::{
-    net::{TcpListener, TcpStream},
-    task,
-};
-use smol::io::{AsyncRead, AsyncWrite};
-use yrs_websocket_async_std::{Options, Runtime, Service};
+use async_std::{net::TcpListener, task};
+use yrs_websocket_async_std::{Closing, Options, Runtime, Service};
 
 #[derive(Clone)]
 struct AsyncStd;
@@ -41,44 +30,9 @@ fn main() -> io::Result<()> {
         let accept = || async {
             let (stream, _) = listener.accept().await?;
             stream.set_nodelay(true)?;
-            Ok(Closing(stream))
+            Ok(Closing::new(stream, |stream| stream.shutdown(Shutdown::Write)))
         };
         service.serve(accept).await;
         Ok(())
     })
-}
-
-/// Shuts down the write side when it is closed, which the streams of async-std do not.
-struct Closing(TcpStream);
-
-impl AsyncRead for Closing {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Closing {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffers: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, buffers)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.0.shutdown(Shutdown::Write))
-    }
 }

@@ -2,9 +2,9 @@ use std::{future::Future, io};
 
 use futures_io::{AsyncRead, AsyncWrite};
 use yrs::Doc;
-use yrs_websocket_host::{ClientHandle, ClientOptions, stream};
+use yrs_websocket_host::{ClientHandle, ClientOptions, seed, stream};
 
-use crate::{Runtime, Stream, now, seed};
+use crate::{Runtime, Stream, now};
 
 /// A document's connection to a room on a server: made again whenever it is lost, until it is left.
 #[derive(Debug)]

@@ -31,8 +31,7 @@
 //! ```
 //!
 //! Closing a stream has to shut down its write side, or a client that waits for the end waits until the
-//! server gives it up, 5 s later. smol's streams do so; async-std's do not: the example `async-std-server`
-//! shows what to put around them.
+//! server gives it up, 5 s later. smol's streams do so; around those of async-std goes [`Closing`].
 //!
 //! A stream is written by its own task only: a broadcast wakes the tasks of all who get it. Where that
 //! matters, the adapters for tokio and `std` write directly.
@@ -52,11 +51,11 @@ use std::{
 
 pub use client::Client;
 use futures_io::{AsyncRead, AsyncWrite};
-pub use service::{Drained, Service, Socket};
+pub use service::{Service, Socket};
 use yrs_websocket_host::stream;
 pub use yrs_websocket_host::{
-    Admission, Admitted, ClientHandle, ClientOptions, Counters, DialError, Hooks, Limits, Options, Shards,
-    rfc6455, target,
+    Admission, Admitted, ClientHandle, ClientOptions, Counters, DialError, Drained, Hooks, Limits, Options,
+    PresenceState, Shards, provider, rfc6455, target,
 };
 
 /// What is asked of a runtime.
@@ -89,13 +88,62 @@ impl<S: AsyncRead + AsyncWrite + Unpin> stream::Stream for Stream<S> {
     }
 }
 
+/// A stream whose write side is shut down by a function, because its own `poll_close` does not do so.
+///
+/// ```no_run
+/// # use std::{io, net::Shutdown};
+/// # use yrs_websocket_async_std::Closing;
+/// # async fn accept(listener: async_std::net::TcpListener) -> io::Result<Closing<async_std::net::TcpStream>> {
+/// let (stream, _) = listener.accept().await?;
+/// Ok(Closing::new(stream, |stream| stream.shutdown(Shutdown::Write)))
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Closing<S> {
+    stream: S,
+    shut_down: fn(&S) -> io::Result<()>,
+}
+
+impl<S> Closing<S> {
+    /// Puts it around a stream.
+    pub fn new(stream: S, shut_down: fn(&S) -> io::Result<()>) -> Self {
+        Self { stream, shut_down }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Closing<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Closing<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, buffers)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready((self.shut_down)(&self.stream))
+    }
+}
+
 #[allow(clippy::disallowed_methods, reason = "an adapter reads the clock")]
 fn now() -> Instant {
     Instant::now()
-}
-
-/// A number from the system: the standard library seeds its hash maps from it.
-fn seed() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    std::collections::hash_map::RandomState::new().build_hasher().finish()
 }

@@ -1,18 +1,16 @@
 use std::{
-    future::{Future, poll_fn},
+    future::Future,
     io::{self, IoSlice},
     ops::Deref,
-    pin::pin,
-    sync::{Arc, Mutex, PoisonError},
-    task::Poll,
-    time::{Duration, Instant},
+    sync::Arc,
+    time::Instant,
 };
 
 use futures_io::{AsyncRead, AsyncWrite};
-use yrs_websocket_host::{Admitted, Bell, Options, Shards, stream};
+use yrs_websocket_host::{Admitted, Bell, Drained, Options, Shards, seed, stream};
 use yrs_websocket_store::Store;
 
-use crate::{Runtime, Stream, now, seed};
+use crate::{Runtime, Stream, now};
 
 /// A running server: rooms on shards, and their store. [`Shards`] has what else it can do.
 ///
@@ -27,21 +25,11 @@ pub struct Service<R> {
 #[derive(Debug)]
 struct Running {
     shards: Arc<Shards<Socket>>,
-    /// Rings for whom accepts; `None` once nobody is to.
-    accepting: Mutex<Option<Vec<Arc<Bell>>>>,
 }
 
 /// The host's end of a connection: its task writes.
 #[derive(Debug)]
 pub struct Socket(Arc<Bell>);
-
-/// What came of a drain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Drained {
-    /// Whether every edit that was received is durable. If not, those that are not were not
-    /// acknowledged either, and their authors still have them.
-    pub durable: bool,
-}
 
 impl<R: Runtime> Service<R> {
     /// Starts a server that keeps its documents in memory.
@@ -65,41 +53,24 @@ impl<R: Runtime> Service<R> {
                 stream::keep_time(&shards, shard, |at| sleeper.sleep_until(at)).await;
             });
         }
-        Self { runtime, running: Arc::new(Running { shards, accepting: Mutex::new(Some(Vec::new())) }) }
+        Self { runtime, running: Arc::new(Running { shards }) }
     }
 
-    /// Serves what `accept` brings, each on a task of its own, until [`Service::drain`] is called. If it
-    /// fails, for want of file descriptors say, it is asked again a moment later.
-    pub async fn serve<S, A>(&self, mut accept: impl FnMut() -> A)
+    /// Serves what `accept` brings, each on a task of its own, until [`Service::drain`] or [`Shards::stop`]
+    /// is called. If it fails, for want of file descriptors say, it is asked again a moment later.
+    pub async fn serve<S, A>(&self, accept: impl FnMut() -> A)
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
         A: Future<Output = io::Result<S>>,
     {
-        let bell = Arc::new(Bell::default());
-        match &mut *self.running.accepting() {
-            Some(accepting) => accepting.push(Arc::clone(&bell)),
-            None => return,
-        }
-        loop {
-            let mut accepting = pin!(accept());
-            let accepted = poll_fn(|cx| match bell.poll(cx) {
-                Poll::Ready(()) => Poll::Ready(None),
-                Poll::Pending => accepting.as_mut().poll(cx).map(Some),
-            });
-            match accepted.await {
-                None => return,
-                Some(Ok(stream)) => {
-                    // Not a handle: the last one that the application drops ends the server.
-                    let (shards, runtime) = (Arc::clone(&self.running.shards), self.runtime.clone());
-                    // What fails here is the stream of somebody who has gone.
-                    self.runtime.spawn(async move { _ = accept_stream(&shards, &runtime, stream).await });
-                }
-                Some(Err(_)) => {
-                    self.running.shards.accept_failed();
-                    self.runtime.sleep_until(now() + ACCEPT_RETRY_DELAY).await;
-                }
-            }
-        }
+        let serve = |stream| {
+            // Not a handle: the last one that the application drops ends the server.
+            let (shards, runtime) = (Arc::clone(&self.running.shards), self.runtime.clone());
+            // What fails here is the stream of somebody who has gone.
+            self.runtime.spawn(async move { _ = accept_stream(&shards, &runtime, stream).await });
+        };
+        let sleep = |at| self.runtime.sleep_until(at);
+        stream::accept(&self.running.shards, accept, serve, sleep).await;
     }
 
     /// Serves a connection that may be anything; reads its request first.
@@ -127,11 +98,7 @@ impl<R: Runtime> Service<R> {
     /// Refuses connections from now on, makes everything durable, and sends everybody away one after
     /// another; about a second after the deadline if it comes to that.
     pub async fn drain(&self, deadline: Instant) -> Drained {
-        for bell in self.running.accepting().take().into_iter().flatten() {
-            bell.ring();
-        }
-        let sleep = |at| self.runtime.sleep_until(at);
-        Drained { durable: stream::drain(&self.running.shards, deadline, sleep).await }
+        stream::drain(&self.running.shards, deadline, |at| self.runtime.sleep_until(at)).await
     }
 }
 
@@ -140,12 +107,6 @@ impl<R> Deref for Service<R> {
 
     fn deref(&self) -> &Shards<Socket> {
         &self.running.shards
-    }
-}
-
-impl Running {
-    fn accepting(&self) -> std::sync::MutexGuard<'_, Option<Vec<Arc<Bell>>>> {
-        self.accepting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -187,6 +148,3 @@ async fn serve_stream<R: Runtime>(
     let socket = Socket(Arc::clone(&bell));
     stream::serve(shards, socket, &bell, stream, admitted, |at| runtime.sleep_until(at)).await
 }
-
-/// Time to look for a file descriptor again.
-const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);

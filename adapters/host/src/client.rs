@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use yrs::Doc;
+use yrs::{Doc, Origin};
 use yrs_websocket::{
     Outputs,
     provider::{self, CloseReason, EditCounter, End, Event, Input, Output, PresenceState, Provider},
@@ -236,7 +236,8 @@ impl Client {
 
     /// A handle for the application.
     pub fn handle(&self) -> ClientHandle {
-        ClientHandle { shared: Arc::clone(&self.shared), doc: self.provider.doc().clone() }
+        let (doc, origin) = (self.provider.doc().clone(), self.provider.origin().clone());
+        ClientHandle { shared: Arc::clone(&self.shared), doc, origin }
     }
 
     /// What rings when [`Client::wake`] should be called.
@@ -494,8 +495,7 @@ impl Client {
         let bytes = self.outbox.bytes();
         if !self.congested && bytes > max {
             self.congested = true;
-            let outputs = self.provider.handle(now, Input::Congested);
-            self.perform(now, outputs);
+            self.tell(now, Input::Congested);
         } else if self.congested && bytes <= max / 4 {
             self.congested = false;
             self.tell(now, Input::Writable);
@@ -535,6 +535,7 @@ impl Client {
 pub struct ClientHandle {
     shared: Arc<Shared>,
     doc: Doc,
+    origin: Origin,
 }
 
 impl ClientHandle {
@@ -556,6 +557,12 @@ impl ClientHandle {
     /// The document.
     pub fn doc(&self) -> &Doc {
         &self.doc
+    }
+
+    /// The origin of the transactions in which changes of others are applied: what an undo manager tracks,
+    /// or an observer looks for.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
     }
 
     /// Whether there is a connection.

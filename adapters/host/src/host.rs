@@ -521,7 +521,10 @@ impl<S: Socket> Host<S> {
                     Output::Event(event) => self.event(event),
                     Output::Load { .. } | Output::Append { .. } | Output::Compact { .. } => {
                         match &output {
-                            Output::Append { .. } => self.counters.appends += 1,
+                            Output::Append { room, .. } => {
+                                self.counters.appends += 1;
+                                self.hooks.hear_change(room);
+                            }
                             Output::Compact { .. } => self.counters.compactions += 1,
                             _ => {}
                         }

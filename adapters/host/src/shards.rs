@@ -1,10 +1,14 @@
 use std::{
-    fmt, io,
+    collections::hash_map::RandomState,
+    fmt,
+    hash::{BuildHasher, Hasher},
+    io, mem,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Instant,
+    task::Waker,
+    time::{Duration, Instant},
 };
 
 use yrs_websocket::{Access, ConnectionId, Input, RoomName, journal::Squashed, view::ViewError};
@@ -27,10 +31,28 @@ pub struct Shards<S> {
     clock: fn() -> Instant,
     shards: Box<[Shard<S>]>,
     store: Option<Arc<StoreThread<usize, Squashed>>>,
+    /// Who accepts connections; `None` once nobody is to.
+    acceptors: Mutex<Option<Vec<Waker>>>,
     accept_failures: AtomicU64,
     is_stopped: AtomicBool,
     drained: Bell,
 }
+
+/// What came of a drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drained {
+    /// Whether every edit that was received is durable. If not, those that are not were not
+    /// acknowledged either, and their authors still have them.
+    pub durable: bool,
+}
+
+/// A number from the system: the standard library seeds its hash maps from it.
+pub fn seed() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+/// How long to wait after a connection could not be accepted, for want of file descriptors say.
+pub const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 
 struct Shard<S> {
     locked: Mutex<Locked<S>>,
@@ -106,6 +128,7 @@ impl<S: Socket + Send + 'static> Shards<S> {
             options,
             clock,
             store,
+            acceptors: Mutex::new(Some(Vec::new())),
             accept_failures: AtomicU64::new(0),
             is_stopped: AtomicBool::new(false),
             drained: Bell::default(),
@@ -168,6 +191,7 @@ impl<S: Socket + Send + 'static> Shards<S> {
     /// Refuses connections from now on, makes everything durable, and sends everybody away one after
     /// another, by the deadline.
     pub fn drain(&self, deadline: Instant) {
+        self.stop_accepting();
         for shard in 0..self.len() {
             self.with(shard, |host, now| host.drain(now, deadline));
         }
@@ -186,6 +210,7 @@ impl<S: Socket + Send + 'static> Shards<S> {
     /// Ends everything, as a crash would: what is not durable is lost, and was not acknowledged.
     pub fn stop(&self) {
         self.is_stopped.store(true, Ordering::Relaxed);
+        self.stop_accepting();
         for shard in &self.shards {
             shard.bell.ring();
         }
@@ -207,6 +232,21 @@ impl<S: Socket + Send + 'static> Shards<S> {
     /// Whether every edit that was received is durable.
     pub fn is_durable(&self) -> bool {
         (0..self.len()).all(|shard| self.with(shard, |host, _| host.unstored_bytes() == 0))
+    }
+
+    /// Says that somebody accepts connections, to be woken when that is to end, by a drain or a stop. False
+    /// where it has ended already.
+    pub fn start_accepting(&self, waker: Waker) -> bool {
+        let mut acceptors = self.acceptors();
+        if let Some(acceptors) = &mut *acceptors {
+            acceptors.push(waker);
+        }
+        acceptors.is_some()
+    }
+
+    /// Whether connections are to be accepted.
+    pub fn is_accepting(&self) -> bool {
+        self.acceptors().is_some()
     }
 
     /// A connection could not be accepted.
@@ -277,6 +317,15 @@ impl<S: Socket + Send + 'static> Shards<S> {
     /// The time.
     pub fn now(&self) -> Instant {
         (self.clock)()
+    }
+
+    fn stop_accepting(&self) {
+        let acceptors = mem::take(&mut *self.acceptors());
+        acceptors.into_iter().flatten().for_each(Waker::wake);
+    }
+
+    fn acceptors(&self) -> MutexGuard<'_, Option<Vec<Waker>>> {
+        self.acceptors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
 use yrs_websocket::ConnectionId;
 use yrs_websocket_rfc6455::Refusal;
 
-use crate::{Admitted, Bell, Client, ClientNext, Next, Shards, Socket, Upgrade};
+use crate::{ACCEPT_RETRY_DELAY, Admitted, Bell, Client, ClientNext, Drained, Next, Shards, Socket, Upgrade};
 
 thread_local! {
     /// Where all connections of a thread read to: an idle connection holds no buffer.
@@ -55,14 +55,40 @@ pub async fn keep_time<S: Socket + Send + 'static, T: Future<Output = ()>>(
     }
 }
 
+/// Gives what `accept` brings to `serve`, until the server drains or is stopped. If it fails, for want of
+/// file descriptors say, it is asked again a moment later.
+pub async fn accept<S: Socket + Send + 'static, C, A, T>(
+    shards: &Shards<S>,
+    mut accept: impl FnMut() -> A,
+    mut serve: impl FnMut(C),
+    sleep: impl Fn(Instant) -> T,
+) where
+    A: Future<Output = io::Result<C>>,
+    T: Future<Output = ()>,
+{
+    let ended = Arc::new(Bell::default());
+    if !shards.start_accepting(Arc::clone(&ended).into()) {
+        return;
+    }
+    while shards.is_accepting() {
+        match before(poll_fn(|cx| ended.poll(cx)), accept()).await {
+            None => return,
+            Some(Ok(connection)) => serve(connection),
+            Some(Err(_)) => {
+                shards.accept_failed();
+                sleep(shards.now() + ACCEPT_RETRY_DELAY).await;
+            }
+        }
+    }
+}
+
 /// Refuses connections from now on, makes everything durable, sends everybody away one after another, and
-/// stops; about a second after the deadline if it comes to that. Says whether every edit that was
-/// received is durable.
+/// stops; about a second after the deadline if it comes to that.
 pub async fn drain<S: Socket + Send + 'static, T: Future<Output = ()>>(
     shards: &Arc<Shards<S>>,
     deadline: Instant,
     sleep: impl Fn(Instant) -> T,
-) -> bool {
+) -> Drained {
     shards.drain(deadline);
     let all = async {
         while !shards.is_drained() {
@@ -80,7 +106,7 @@ pub async fn drain<S: Socket + Send + 'static, T: Future<Output = ()>>(
         ending.ring();
     });
     before(sleep(deadline + 2 * DRAIN_GRACE), poll_fn(|cx| ended.poll(cx))).await;
-    durable
+    Drained { durable }
 }
 
 /// Reads the head of a request; `None` where it was answered otherwise, or ended.
@@ -94,15 +120,18 @@ pub async fn read_request<S: Socket + Send + 'static, T: Future<Output = ()>>(
     sleep: impl Fn(Instant) -> T,
 ) -> io::Result<Option<Admitted>> {
     let mut upgrade = Upgrade::new(shards.options());
-    let mut buffer = [0; HEAD_BUFFER_LEN];
     let reading = async {
         loop {
-            let len = poll_fn(|cx| stream.poll_read(cx, &mut buffer)).await?;
-            if len == 0 {
-                return io::Result::Ok(None);
-            }
-            if let Some(upgraded) = upgrade.receive(&buffer[..len]).transpose() {
-                return Ok(Some(upgraded));
+            let received = poll_fn(|cx| {
+                SCRATCH.with_borrow_mut(|scratch| {
+                    let read = stream.poll_read(cx, scratch);
+                    read.map_ok(|len| (len > 0).then(|| upgrade.receive(&scratch[..len])))
+                })
+            });
+            match received.await?.map(Result::transpose) {
+                None => return io::Result::Ok(None),
+                Some(None) => {}
+                Some(upgraded) => return Ok(upgraded),
             }
         }
     };
@@ -137,8 +166,10 @@ pub async fn refuse(
         }
         poll_fn(|cx| stream.poll_flush(cx)).await?;
         poll_fn(|cx| stream.poll_shut_down(cx)).await?;
-        let mut buffer = [0; HEAD_BUFFER_LEN];
-        while poll_fn(|cx| stream.poll_read(cx, &mut buffer)).await.is_ok_and(|len| len > 0) {}
+        while poll_fn(|cx| SCRATCH.with_borrow_mut(|scratch| stream.poll_read(cx, scratch)))
+            .await
+            .is_ok_and(|len| len > 0)
+        {}
         Ok(())
     };
     before(linger, refusing).await.unwrap_or(Ok(()))
@@ -356,9 +387,6 @@ const BUFFER_LEN: usize = 16 << 10;
 
 /// Read at once by a server.
 const SCRATCH_LEN: usize = 64 << 10;
-
-/// Heads are a few hundred bytes.
-const HEAD_BUFFER_LEN: usize = 2 << 10;
 
 /// How long a client that was refused may take to read why, and to close.
 pub const REFUSAL_LINGER: Duration = Duration::from_secs(2);

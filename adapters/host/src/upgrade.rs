@@ -68,6 +68,9 @@ pub struct Hooks {
     pub on_frame: Option<Arc<OnFrame>>,
     /// Hears of everything that happens.
     pub on_event: Option<Arc<OnEvent>>,
+    /// Hears that the document of a room has changed, by whomever, whenever a change is given to the store:
+    /// for who wants to read it then, on a thread of its own.
+    pub on_change: Option<Arc<OnChange>>,
     /// Hears why the store could not load or write a room. The core deals with it by itself; this is
     /// for whoever can make room on the disk.
     pub on_store_error: Option<Arc<OnStoreError>>,
@@ -79,6 +82,7 @@ pub struct Hooks {
 type OnRequest = dyn Fn(&Request) -> Result<Admission, Refusal> + Send + Sync;
 type OnFrame = dyn Fn(&RoomName, ConnectionId, &Bytes) -> bool + Send + Sync;
 type OnEvent = dyn Fn(&Event) + Send + Sync;
+type OnChange = dyn Fn(&RoomName) + Send + Sync;
 type OnStoreError = dyn Fn(&RoomName, &StoreError) + Send + Sync;
 type MakeObserver = dyn Fn(usize, &Config, u64) -> Option<Box<dyn Observer>> + Send + Sync;
 
@@ -108,6 +112,12 @@ impl Hooks {
         }
     }
 
+    pub(crate) fn hear_change(&self, room: &RoomName) {
+        if let Some(on_change) = &self.on_change {
+            let _ = contained(|| on_change(room));
+        }
+    }
+
     pub(crate) fn observe(&self, shard: usize, config: &Config, seed: u64) -> Option<Box<dyn Observer>> {
         self.observer.as_ref()?(shard, config, seed)
     }
@@ -130,6 +140,7 @@ impl fmt::Debug for Hooks {
             .field("on_request", &self.on_request.is_some())
             .field("on_frame", &self.on_frame.is_some())
             .field("on_event", &self.on_event.is_some())
+            .field("on_change", &self.on_change.is_some())
             .field("on_store_error", &self.on_store_error.is_some())
             .field("observer", &self.observer.is_some())
             .finish()

@@ -110,11 +110,16 @@ enum Outcome {
 }
 
 fn perform(arguments: Arguments) -> Result<Outcome, Failure> {
-    let (StoreUrl::Files(path) | StoreUrl::Sqlite(path)) = &arguments.store else {
-        return Err(Failure::because("a store in memory has nothing: give --store sqlite:PATH"));
+    let (path, is_folder) = match &arguments.store {
+        StoreUrl::Sqlite(path) => (path, false),
+        StoreUrl::File(path) => (path, true),
+        StoreUrl::Memory | StoreUrl::Temp => {
+            let advice = "such a store has nothing: give --store sqlite:PATH or file:FOLDER";
+            return Err(Failure::because(advice));
+        }
     };
     if let Command::Backup = arguments.command {
-        if let StoreUrl::Files(_) = arguments.store {
+        if is_folder {
             return Err(at(path, "is a folder: stop the server and copy it"));
         }
         let copy = backup(path).map_err(|error| at(path, error))?;
@@ -124,11 +129,10 @@ fn perform(arguments: Arguments) -> Result<Outcome, Failure> {
     if !matches!(arguments.command, Command::Import { .. }) && !path.exists() {
         return Err(at(path, "there is no such store: give --store sqlite:PATH or file:FOLDER"));
     }
-    let store = &mut match &arguments.store {
-        StoreUrl::Files(_) => Opened::Files(FileStore::open(path).map_err(|error| at(path, error))?),
-        StoreUrl::Sqlite(_) | StoreUrl::Memory => {
-            Opened::Sqlite(SqliteStore::open(path).map_err(|error| at(path, error))?)
-        }
+    let store = &mut if is_folder {
+        Opened::Files(FileStore::open(path).map_err(Failure::because)?)
+    } else {
+        Opened::Sqlite(Box::new(SqliteStore::open(path).map_err(|error| at(path, error))?))
     };
     match arguments.command {
         Command::List => list(store),
@@ -155,14 +159,14 @@ fn perform(arguments: Arguments) -> Result<Outcome, Failure> {
 /// A store, of whatever kind.
 enum Opened {
     Files(FileStore),
-    Sqlite(SqliteStore),
+    Sqlite(Box<SqliteStore>),
 }
 
 impl Opened {
     fn history(&mut self) -> &mut dyn History {
         match self {
             Self::Files(store) => store,
-            Self::Sqlite(store) => store,
+            Self::Sqlite(store) => &mut **store,
         }
     }
 

@@ -140,7 +140,7 @@ fn mistakes_say_what_to_do() {
     let missing = format!("sqlite:{}", shop.path("missing.db"));
     for (arguments, expected) in [
         (vec!["list", "--store", &missing], "there is no such store"),
-        (vec!["list", "--store", "memory"], "give --store sqlite:PATH"),
+        (vec!["list", "--store", "memory"], "give --store sqlite:PATH or file:FOLDER"),
         (vec!["history", "nobody"], "there is no room \"nobody\": see `store list`"),
         (vec!["export", "nobody"], "there is no room"),
         (vec!["import", "/nowhere"], "/nowhere: No such file"),
@@ -151,7 +151,7 @@ fn mistakes_say_what_to_do() {
     assert!(!Path::new(&shop.path("missing.db")).exists());
     shop.fail(&["export"], 2);
     let said = shop.fail(&["import", shop.path("store.db").as_str(), "--store", "nonsense"], 2);
-    assert!(said.contains("expected `memory`, `file:FOLDER` or `sqlite:PATH`"), "{said}");
+    assert!(said.contains("expected `sqlite:PATH`, `file:FOLDER`, `temp` or `memory`"), "{said}");
 }
 
 /// A folder with a database that Python wrote.

@@ -10,27 +10,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use yrs_websocket_std::rfc6455::{Acceptor, Config, Connection, Event, HandshakeLimits, Role};
+use yrs_websocket_std::rfc6455::{Acceptor, Config, Connection, Deflate, Event, HandshakeLimits, Role};
 
 fn main() -> io::Result<()> {
     let address = env::args().nth(1).unwrap_or_else(|| "127.0.0.1:9001".into());
     let listener = TcpListener::bind(&address)?;
     println!("echoing on ws://{}", listener.local_addr()?);
-    loop {
-        let (stream, _) = listener.accept()?;
-        thread::Builder::new().spawn(move || {
-            if let Err(error) = echo(stream) {
-                eprintln!("{error}");
-            }
-        })?;
+    for stream in listener.incoming() {
+        let stream = stream?;
+        thread::Builder::new().spawn(|| echo(stream).unwrap_or_else(|error| eprintln!("{error}")))?;
     }
+    Ok(())
 }
 
 #[allow(clippy::disallowed_methods, reason = "an adapter reads the clock")]
 fn echo(mut stream: TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
     let mut buffer = vec![0; 64 << 10];
-    let mut acceptor = Acceptor::new(HandshakeLimits::default());
+    let mut acceptor = Acceptor::new(HandshakeLimits::default()).with_deflate(Some(DEFLATE));
     let request = loop {
         let len = stream.read(&mut buffer)?;
         match acceptor.receive(&buffer[..len]) {
@@ -41,13 +37,13 @@ fn echo(mut stream: TcpStream) -> io::Result<()> {
         }
     };
     stream.write_all(&request.accept(None, &[]).map_err(io::Error::other)?)?;
-    let mut connection = Connection::new(Role::Server, Config::default(), Instant::now());
-    let mut rest = request.into_rest();
-    let mut input = &mut rest[..];
+    let connection = Connection::new(Role::Server, Config::default(), Instant::now());
+    let mut connection = connection.with_deflate(request.deflate());
+    let mut input = &mut request.into_rest()[..];
     loop {
         while let Some(event) = connection.receive(Instant::now(), &mut input) {
-            match &event {
-                Event::Binary(payload) => connection.send_binary(payload),
+            match event {
+                Event::Binary(payload) => connection.send_binary(&payload),
                 Event::Text(text) => connection.send_text(text.as_str()),
                 Event::Ping(_) | Event::Pong(_) | Event::Closed(_) => {}
             }
@@ -55,17 +51,17 @@ fn echo(mut stream: TcpStream) -> io::Result<()> {
             while let Some(output) = connection.next_output() {
                 stream.write_all(&output)?;
             }
-            if let Event::Closed(_) = event {
-                stream.shutdown(Shutdown::Write)?;
-                stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-                while stream.read(&mut buffer).is_ok_and(|len| len > 0) {}
-                return Ok(());
-            }
         }
-        let len = stream.read(&mut buffer)?;
-        if len == 0 {
-            return Ok(());
+        if connection.is_closed() {
+            stream.shutdown(Shutdown::Write)?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
         }
-        input = &mut buffer[..len];
+        match stream.read(&mut buffer)? {
+            0 => return Ok(()),
+            len => input = &mut buffer[..len],
+        }
     }
 }
+
+/// The suite measures compression: everything is compressed, for who offers it.
+const DEFLATE: Deflate = Deflate { level: 1, len_min: 0 };

@@ -10,12 +10,9 @@ use std::{
 };
 
 use yrs::Doc;
-use yrs_websocket_host::{Bell, ClientHandle, ClientNext, ClientOptions};
+use yrs_websocket_host::{Bell, ClientHandle, ClientNext, ClientOptions, seed};
 
-use crate::{
-    connection::{BUFFER_LEN, not_in_time},
-    service::seed,
-};
+use crate::connection::{BUFFER_LEN, not_in_time};
 
 /// A document's connection to a room on a server: made again whenever it is lost, until it is left.
 ///

@@ -23,8 +23,8 @@ mod service;
 
 pub use client::Client;
 pub use connection::Socket;
-pub use service::{Drained, Service};
+pub use service::Service;
 pub use yrs_websocket_host::{
-    Admission, ClientHandle, ClientOptions, Counters, DialError, Hooks, Limits, Options, Shards, rfc6455,
-    target,
+    Admission, ClientHandle, ClientOptions, Counters, DialError, Drained, Hooks, Limits, Options,
+    PresenceState, Shards, provider, rfc6455, target,
 };

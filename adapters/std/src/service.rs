@@ -1,18 +1,14 @@
 use std::{
-    collections::hash_map::RandomState,
-    hash::{BuildHasher, Hasher},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     ops::Deref,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
+    task::Wake,
     thread,
     time::{Duration, Instant},
 };
 
-use yrs_websocket_host::{Options, Shards};
+use yrs_websocket_host::{ACCEPT_RETRY_DELAY, Drained, Options, Shards, seed};
 use yrs_websocket_store::Store;
 
 use crate::connection::{self, Socket};
@@ -27,17 +23,21 @@ pub struct Service(Arc<Running>);
 #[derive(Debug)]
 struct Running {
     shards: Arc<Shards<Socket>>,
-    is_draining: AtomicBool,
-    /// Where threads wait for connections.
-    listening: Mutex<Vec<SocketAddr>>,
 }
 
-/// What came of a drain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Drained {
-    /// Whether every edit that was received is durable. If not, those that are not were not
-    /// acknowledged either, and their authors still have them.
-    pub durable: bool,
+/// Ends an accept, which nothing but a connection does.
+struct Knock(SocketAddr);
+
+impl Wake for Knock {
+    fn wake(self: Arc<Self>) {
+        let Self(mut address) = *self;
+        match address.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+            IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+            _ => {}
+        }
+        let _ = TcpStream::connect_timeout(&address, DRAIN_GRACE);
+    }
 }
 
 impl Service {
@@ -63,8 +63,7 @@ impl Service {
 
     fn start(shards: Arc<Shards<Socket>>) -> io::Result<Self> {
         // Where a later thread cannot be started, the drop of this ends the earlier ones.
-        let running =
-            Running { shards, is_draining: AtomicBool::new(false), listening: Mutex::new(Vec::new()) };
+        let running = Running { shards };
         for shard in 0..running.shards.len() {
             let shards = Arc::clone(&running.shards);
             thread::Builder::new().name(format!("yrs-shard-{shard}")).spawn(move || {
@@ -80,13 +79,13 @@ impl Service {
         Ok(Self(Arc::new(running)))
     }
 
-    /// Accepts connections until [`Service::drain`] is called. A listener that fails to accept, for want
-    /// of file descriptors say, is asked again a moment later.
+    /// Accepts connections until [`Service::drain`] or [`Shards::stop`] is called. A listener that fails to
+    /// accept, for want of file descriptors say, is asked again a moment later.
     pub fn serve(&self, listener: &TcpListener) {
         if let Ok(address) = listener.local_addr() {
-            self.0.listening.lock().unwrap_or_else(PoisonError::into_inner).push(address);
+            self.0.shards.start_accepting(Arc::new(Knock(address)).into());
         }
-        while !self.0.is_draining.load(Ordering::SeqCst) {
+        while self.0.shards.is_accepting() {
             let accepted = listener.accept().and_then(|(stream, _)| {
                 let shards = Arc::clone(&self.0.shards);
                 thread::Builder::new().name("yrs-connection".into()).spawn(move || {
@@ -105,18 +104,6 @@ impl Service {
     /// another, and ends the threads; half a second after the deadline if it comes to that.
     pub fn drain(&self, deadline: Instant) -> Drained {
         let shards = &self.0.shards;
-        self.0.is_draining.store(true, Ordering::SeqCst);
-        for mut address in
-            std::mem::take(&mut *self.0.listening.lock().unwrap_or_else(PoisonError::into_inner))
-        {
-            // Nothing else ends an accept.
-            match address.ip() {
-                IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
-                IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
-                _ => {}
-            }
-            let _ = TcpStream::connect_timeout(&address, DRAIN_GRACE);
-        }
         shards.drain(deadline);
         while !shards.is_drained() && shards.now() < deadline + DRAIN_GRACE {
             shards.drained().wait(Some((deadline + DRAIN_GRACE).saturating_duration_since(shards.now())));
@@ -141,14 +128,6 @@ impl Drop for Running {
         self.shards.stop();
     }
 }
-
-/// A number from the system: the standard library seeds its hash maps from it.
-pub(crate) fn seed() -> u64 {
-    RandomState::new().build_hasher().finish()
-}
-
-/// Time to look for a file descriptor again.
-const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 
 /// What close frames may take beyond the deadline of a drain.
 const DRAIN_GRACE: Duration = Duration::from_millis(500);

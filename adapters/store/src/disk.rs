@@ -42,7 +42,7 @@ pub trait Disk: Send + Sync + 'static {
     /// Makes the bytes of several files durable, and answers for each.
     ///
     /// One after another, unless the disk is faster when it is asked for all at once.
-    fn sync_all(&self, files: &[&Self::File]) -> Vec<io::Result<()>> {
+    fn sync_all(&self, files: &[Self::File]) -> Vec<io::Result<()>> {
         files.iter().map(|file| self.sync(file)).collect()
     }
 
@@ -78,6 +78,8 @@ impl Folder {
         let path = path.into();
         let failed = |error: &io::Error| FolderError::Store(store_error(error, &path.to_string_lossy()));
         make_folders(&path).map_err(|error| failed(&error))?;
+        // Who made it may have died before. If it cannot be opened, its names are not this store's matter.
+        let _ = path.parent().map(sync_folder);
         let mut lock = OpenOptions::new()
             .read(true)
             .write(true)
@@ -157,10 +159,10 @@ impl Disk for Folder {
         file.sync_data()
     }
 
-    fn sync_all(&self, files: &[&File]) -> Vec<io::Result<()>> {
+    fn sync_all(&self, files: &[File]) -> Vec<io::Result<()>> {
         // File systems with a journal make durable at once what waits for it at the same time. One thread is this.
         let part = files.len().div_ceil(SYNC_THREADS_MAX).max(1);
-        let sync = |files: &[&File]| files.iter().map(|file| file.sync_data()).collect::<Vec<_>>();
+        let sync = |files: &[File]| files.iter().map(|file| file.sync_data()).collect::<Vec<_>>();
         let mut parts = files.chunks(part);
         let own = parts.next().unwrap_or_default();
         thread::scope(|scope| {
@@ -180,7 +182,8 @@ impl Disk for Folder {
     }
 
     fn sync_names(&self, path: &Path) -> io::Result<()> {
-        sync_folder(self.path.join(path).parent().unwrap_or(&self.path))
+        // The folders that it is in, too: who made them may have died before their names were durable.
+        path.ancestors().skip(1).try_for_each(|folder| sync_folder(&self.path.join(folder)))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

@@ -3,9 +3,12 @@ mod names;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, io, mem,
+    fmt,
+    io::{self, ErrorKind},
+    mem,
     ops::ControlFlow,
     path::{Component, Path, PathBuf},
+    slice,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
     time::Duration,
@@ -170,7 +173,7 @@ impl<D: Disk> FileStore<D> {
         Ok(self)
     }
 
-    /// Calls `on_report` with what the operator should know; to be called before
+    /// Calls `on_report` with what the operator should know. It must not panic. To be called before
     /// [`with_fsync`](Self::with_fsync), whose thread reports, too.
     #[must_use]
     pub fn with_reports(mut self, on_report: impl Fn(&Report) + Send + Sync + 'static) -> Self {
@@ -217,6 +220,22 @@ impl<D: Disk> FileStore<D> {
         }
         let message = format!("room {room:?} cannot be kept in {}: give it another path", path.display());
         Err(StoreError::Other { message })
+    }
+
+    /// Makes durable what was found in a file. False if it may not be written, so that nobody has.
+    fn sync_found(&self, path: &Path) -> io::Result<bool> {
+        match self.disk.open(path) {
+            Err(error)
+                if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) =>
+            {
+                Ok(false)
+            }
+            file => {
+                file?.map_or(Ok(()), |file| self.disk.sync(&file))?;
+                self.disk.sync_names(path)?;
+                Ok(true)
+            }
+        }
     }
 
     /// Opens a room's file to write to it, at its end; `None` if there is no file.
@@ -273,7 +292,7 @@ impl<D: Disk> FileStore<D> {
     }
 
     /// Writes to the end of a room's file, as one write.
-    fn append(&mut self, room: &RoomName, writes: &[&Write]) -> Result<Appended<D>, StoreError> {
+    fn append(&mut self, room: &RoomName, writes: &[&Write]) -> Result<(D::File, Appended), StoreError> {
         let mut records = Vec::new();
         let mut seqs = Vec::with_capacity(writes.len());
         for write in writes {
@@ -289,20 +308,20 @@ impl<D: Disk> FileStore<D> {
         room: &RoomName,
         records: &[u8],
         seqs: Vec<Option<u64>>,
-    ) -> Result<Appended<D>, StoreError> {
+    ) -> Result<(D::File, Appended), StoreError> {
         let path = self.path(room)?;
-        let (file, before, is_new) = match self.open_file(room, &path)? {
+        let (mut file, before, is_new) = match self.open_file(room, &path)? {
             Some((file, len)) => (file, len, false),
             None => (self.disk.create(&path).map_err(failed(&path))?, 0, true),
         };
         let mut bytes = if before == 0 { HEADER.to_vec() } else { Vec::new() };
         bytes.extend_from_slice(records);
         let after = before + bytes.len() as u64;
-        let mut appended = Appended { room: room.clone(), path, file, is_new, before, after, seqs };
-        match write_all(&*self.disk, &mut appended.file, before, &bytes) {
-            Ok(()) => Ok(appended),
+        let written = write_all(&*self.disk, &mut file, before, &bytes).map_err(failed(&path));
+        let appended = Appended { room: room.clone(), path, is_new, before, after, seqs };
+        match written {
+            Ok(()) => Ok((file, appended)),
             Err(error) => {
-                let error = store_error(&error, &appended.path.to_string_lossy());
                 self.take_back(appended);
                 Err(error)
             }
@@ -310,7 +329,7 @@ impl<D: Disk> FileStore<D> {
     }
 
     /// Makes what was appended durable, as far as is asked for.
-    fn make_durable(&mut self, appended: &[Appended<D>]) -> Result<(), StoreError> {
+    fn make_durable(&mut self, appended: &[Appended], files: &[D::File]) -> Result<(), StoreError> {
         match self.fsync {
             Fsync::Always => {}
             Fsync::Interval(_) => {
@@ -321,10 +340,9 @@ impl<D: Disk> FileStore<D> {
             }
             Fsync::Never => return Ok(()),
         }
-        let files: Vec<_> = appended.iter().map(|appended| &appended.file).collect();
         // One path of each folder in which a name may not be durable.
         let mut folders = BTreeMap::new();
-        for (Appended { room, path, .. }, synced) in appended.iter().zip(self.disk.sync_all(&files)) {
+        for (Appended { room, path, .. }, synced) in appended.iter().zip(self.disk.sync_all(files)) {
             synced.map_err(failed(path))?;
             if !self.rooms.get(room).is_some_and(|known| known.named) {
                 folders.insert(path.parent(), path);
@@ -338,21 +356,22 @@ impl<D: Disk> FileStore<D> {
     }
 
     /// Takes notice of an append that is done.
-    fn keep(&mut self, appended: Appended<D>) {
+    fn keep(&mut self, appended: Appended) {
         let known = self.rooms.entry(appended.room).or_default();
         known.end = End::Whole(appended.after);
         appended.seqs.into_iter().for_each(|seq| known.push(seq, 1));
     }
 
     /// Undoes an append.
-    fn take_back(&mut self, appended: Appended<D>) {
-        let Appended { room, path, file, is_new, before, .. } = appended;
-        let known = self.rooms.entry(room).or_default();
-        let taken = self.disk.truncate(&file, before);
-        drop(file);
-        known.end = match taken {
+    fn take_back(&mut self, appended: Appended) {
+        let Appended { room, path, is_new, before, .. } = appended;
+        let taken = self.disk.open(&path).and_then(|file| {
+            file.map_or(Ok(()), |file| self.disk.truncate(&file, before))?;
             // An empty file is none to Python, which gives it another name.
-            Ok(()) if is_new && self.disk.remove(&path).is_ok() => End::Unseen,
+            if is_new { self.disk.remove(&path) } else { Ok(()) }
+        });
+        let known = self.rooms.entry(room).or_default();
+        known.end = match taken {
             Ok(()) => End::Whole(before),
             // Before anything else is written to it. Bytes that the disk has refused to make durable must not
             // come to stand in the middle of the file.
@@ -407,13 +426,17 @@ impl<D: Disk> Store for FileStore<D> {
             return Ok(Vec::new());
         };
         let mut file = Bytes::from(file);
-        let (overhang, named) = match self.rooms.get(room) {
+        let (overhang, mut named) = match self.rooms.get(room) {
             Some(&Known { end: End::Overhang(end), named, .. }) => (Some(end), named),
             Some(known) => (None, known.named),
             None => (None, false),
         };
         if let Some(end) = overhang {
             file.truncate(usize::try_from(end).unwrap_or(usize::MAX));
+        }
+        if !named && self.fsync == Fsync::Always {
+            // Who wrote it may have died before it was durable, and what is loaded counts as stored.
+            named = self.sync_found(&path).map_err(failed_to_read(&path))?;
         }
         let Contents { version, records, end } = read(&file, &path)?;
         let end = match overhang {
@@ -441,10 +464,16 @@ impl<D: Disk> Store for FileStore<D> {
             by_room.into_iter().partition(|(_, writes)| writes.iter().all(is_append));
         let mut appended = Vec::with_capacity(appends.len());
         let done = (|| {
-            for (room, writes) in appends {
-                appended.push(self.append(room, &writes)?);
+            for appends in appends.chunks(OPEN_FILES_MAX) {
+                let before = appended.len();
+                let mut files = Vec::with_capacity(appends.len());
+                for (room, writes) in appends {
+                    let (file, append) = self.append(room, writes)?;
+                    files.push(file);
+                    appended.push(append);
+                }
+                self.make_durable(&appended[before..], &files)?;
             }
-            self.make_durable(&appended)?;
             compactions.into_iter().try_for_each(|(room, writes)| self.rewrite(room, &writes))
         })();
         for appended in appended {
@@ -522,8 +551,8 @@ impl<D: Disk> History for FileStore<D> {
         for Entry { update, metadata, timestamp } in entries {
             format::write(&mut records, update, metadata, *timestamp);
         }
-        let appended = self.append_records(room, &records, vec![None; entries.len()])?;
-        if let Err(error) = self.make_durable(std::slice::from_ref(&appended)) {
+        let (file, appended) = self.append_records(room, &records, vec![None; entries.len()])?;
+        if let Err(error) = self.make_durable(slice::from_ref(&appended), slice::from_ref(&file)) {
             self.take_back(appended);
             return Err(error);
         }
@@ -554,11 +583,8 @@ impl TempFileStore {
         Ok(Self { store: FileStore::open(folder.path())?, folder })
     }
 
-    /// Configures the store, as in `TempFileStore::new()?.with(|store| store.with_fsync(Fsync::Never))?`.
-    pub fn with(
-        self,
-        configure: impl FnOnce(FileStore) -> Result<FileStore, StoreError>,
-    ) -> Result<Self, StoreError> {
+    /// Configures the store inside, as in `TempFileStore::new()?.try_map(|store| store.with_fsync(Fsync::Never))?`.
+    pub fn try_map<E>(self, configure: impl FnOnce(FileStore) -> Result<FileStore, E>) -> Result<Self, E> {
         Ok(Self { store: configure(self.store)?, folder: self.folder })
     }
 
@@ -658,10 +684,9 @@ impl Known {
 }
 
 /// Is an append that may have to be taken back.
-struct Appended<D: Disk> {
+struct Appended {
     room: RoomName,
     path: PathBuf,
-    file: D::File,
     is_new: bool,
     before: u64,
     after: u64,
@@ -769,7 +794,7 @@ fn back_up<D: Disk>(disk: &D, path: &Path) -> Result<PathBuf, StoreError> {
     loop {
         let backup = numbered(path, number);
         match disk.keep(path, &backup) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => number += 1,
             kept => return kept.map(|()| backup).map_err(failed(path)),
         }
     }
@@ -791,9 +816,9 @@ fn write_all<D: Disk>(disk: &D, file: &mut D::File, at: u64, bytes: &[u8]) -> io
     // One call, unless the system takes less than it is given: for more than 2 GB, or to say why with the next.
     while written < bytes.len() {
         match disk.write(file, at + written as u64, &bytes[written..]) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
             Ok(count) => written += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }
@@ -819,6 +844,10 @@ const OURS: &str = ".yrs-websocket.";
 
 /// Where a file is written before it takes the place of another. One is enough: a store writes one at a time.
 const NEW: &str = ".yrs-websocket.new";
+
+/// How many files a commit has open at the same time. Systems allow a process some hundreds, and its sockets
+/// need most of them.
+const OPEN_FILES_MAX: usize = 64;
 
 /// Lengths and timestamp.
 const RECORD_OVERHEAD: usize = 20;

@@ -13,7 +13,7 @@ conformance_tests!(sqlite_in_memory, forgets, |_| SqliteStore::in_memory().unwra
 conformance_tests!(sqlite, |folder| SqliteStore::open(folder.join("store.db")).unwrap());
 conformance_tests!(files, |folder| FileStore::open(folder).unwrap());
 conformance_tests!(temporary_files, forgets, |_| {
-    TempFileStore::new().unwrap().with(|store| store.with_fsync(Fsync::Never)).unwrap()
+    TempFileStore::new().unwrap().try_map(|store| store.with_fsync(Fsync::Never)).unwrap()
 });
 conformance_tests!(flaky_while_nothing_fails, forgets, |_| FlakyStore::new(MemoryStore::new()).0);
 

@@ -7,9 +7,9 @@ use std::{env, io, time::Instant};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    time,
+    time::{Duration, timeout},
 };
-use yrs_websocket_host::rfc6455::{Acceptor, Config, Connection, Event, HandshakeLimits, Role};
+use yrs_websocket_host::rfc6455::{Acceptor, Config, Connection, Deflate, Event, HandshakeLimits, Role};
 
 #[tokio::main]
 async fn main() -> io::Result<()> {
@@ -18,18 +18,14 @@ async fn main() -> io::Result<()> {
     println!("echoing on ws://{}", listener.local_addr()?);
     loop {
         let (stream, _) = listener.accept().await?;
-        tokio::spawn(async move {
-            if let Err(error) = echo(stream).await {
-                eprintln!("{error}");
-            }
-        });
+        tokio::spawn(async { echo(stream).await.unwrap_or_else(|error| eprintln!("{error}")) });
     }
 }
 
 #[allow(clippy::disallowed_methods, reason = "an adapter reads the clock")]
 async fn echo(mut stream: TcpStream) -> io::Result<()> {
     let mut buffer = vec![0; 64 << 10];
-    let mut acceptor = Acceptor::new(HandshakeLimits::default());
+    let mut acceptor = Acceptor::new(HandshakeLimits::default()).with_deflate(Some(DEFLATE));
     let request = loop {
         let len = stream.read(&mut buffer).await?;
         match acceptor.receive(&buffer[..len]) {
@@ -43,35 +39,32 @@ async fn echo(mut stream: TcpStream) -> io::Result<()> {
         Ok(response) => stream.write_all(&response).await?,
         Err(error) => return Err(io::Error::other(error)),
     }
-    let mut connection = Connection::new(Role::Server, Config::default(), Instant::now());
-    let mut rest = request.into_rest();
-    let mut input = &mut rest[..];
+    let connection = Connection::new(Role::Server, Config::default(), Instant::now());
+    let mut connection = connection.with_deflate(request.deflate());
+    let mut input = &mut request.into_rest()[..];
     loop {
         while let Some(event) = connection.receive(Instant::now(), &mut input) {
             match event {
                 Event::Binary(payload) => connection.send_binary(&payload),
                 Event::Text(text) => connection.send_text(text.as_str()),
-                Event::Ping(_) | Event::Pong(_) => {}
-                Event::Closed(_) => {
-                    while let Some(output) = connection.next_output() {
-                        stream.write_all(&output).await?;
-                    }
-                    stream.shutdown().await?;
-                    let to_the_end =
-                        async { while stream.read(&mut buffer).await.is_ok_and(|len| len > 0) {} };
-                    let _ = time::timeout(time::Duration::from_secs(5), to_the_end).await;
-                    return Ok(());
-                }
+                Event::Ping(_) | Event::Pong(_) | Event::Closed(_) => {}
             }
             // After each event: an answer leaves before the close frame that a later frame may provoke.
             while let Some(output) = connection.next_output() {
                 stream.write_all(&output).await?;
             }
         }
-        let len = stream.read(&mut buffer).await?;
-        if len == 0 {
-            return Ok(());
+        let mut patience = Duration::MAX;
+        if connection.is_closed() {
+            stream.shutdown().await?;
+            patience = Duration::from_secs(5);
         }
-        input = &mut buffer[..len];
+        match timeout(patience, stream.read(&mut buffer)).await?? {
+            0 => return Ok(()),
+            len => input = &mut buffer[..len],
+        }
     }
 }
+
+/// The suite measures compression: everything is compressed, for who offers it.
+const DEFLATE: Deflate = Deflate { level: 1, len_min: 0 };

@@ -5,10 +5,10 @@ use tokio::{
     net::{TcpStream, lookup_host},
 };
 use yrs::Doc;
-use yrs_websocket_host::{ClientHandle, ClientOptions, stream};
+use yrs_websocket_host::{ClientHandle, ClientOptions, seed, stream};
 
 use crate::{
-    service::{now, seed, sleep_until},
+    service::{now, sleep_until},
     stream::Stream,
 };
 

@@ -28,8 +28,8 @@ mod stream;
 
 pub use client::Client;
 pub use connection::Socket;
-pub use service::{Drained, Service, serve};
+pub use service::{Service, serve};
 pub use yrs_websocket_host::{
-    Admission, Admitted, ClientHandle, ClientOptions, Counters, DialError, Hooks, Limits, Observer, Options,
-    Shards, Step, Upgrade, record, rfc6455, target,
+    Admission, Admitted, ClientHandle, ClientOptions, Counters, DialError, Drained, Hooks, Limits, Observer,
+    Options, PresenceState, Shards, Step, Upgrade, provider, record, rfc6455, target,
 };

@@ -1,6 +1,4 @@
 use std::{
-    collections::hash_map::RandomState,
-    hash::{BuildHasher, Hasher},
     io, mem,
     ops::Deref,
     sync::{Arc, Mutex, PoisonError},
@@ -12,10 +10,10 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     runtime,
-    sync::{oneshot, watch},
+    sync::oneshot,
     time,
 };
-use yrs_websocket_host::{Admitted, Options, Shards, stream};
+use yrs_websocket_host::{Admitted, Drained, Options, Shards, seed, stream};
 use yrs_websocket_store::Store;
 
 use crate::{
@@ -47,15 +45,6 @@ struct Running {
     /// Where the TCP connections of each shard live, and its time is kept.
     runtimes: Vec<runtime::Handle>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    accepting: watch::Sender<bool>,
-}
-
-/// What came of a drain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Drained {
-    /// Whether every edit that was received is durable. If not, those that are not were not
-    /// acknowledged either, and their authors still have them.
-    pub durable: bool,
 }
 
 impl Service {
@@ -79,12 +68,7 @@ impl Service {
 
     fn start(shards: Arc<Shards<Socket>>) -> io::Result<Self> {
         // Where a later thread cannot be started, the drop of this ends the earlier ones.
-        let mut running = Running {
-            shards,
-            runtimes: Vec::new(),
-            threads: Mutex::new(Vec::new()),
-            accepting: watch::Sender::new(true),
-        };
+        let mut running = Running { shards, runtimes: Vec::new(), threads: Mutex::new(Vec::new()) };
         for shard in 0..running.shards.len() {
             let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
             running.runtimes.push(runtime.handle().clone());
@@ -100,24 +84,12 @@ impl Service {
         Ok(Self(Arc::new(running)))
     }
 
-    /// Accepts connections until [`Service::drain`] is called. A listener that fails to accept, for want
-    /// of file descriptors say, is asked again a moment later;
+    /// Accepts connections until [`Service::drain`] or [`Shards::stop`] is called. A listener that fails to
+    /// accept, for want of file descriptors say, is asked again a moment later;
     /// [`Counters::accept_failures`](crate::Counters::accept_failures) counts that.
     pub async fn serve(&self, listener: TcpListener) {
-        let mut accepting = self.0.accepting.subscribe();
-        loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                _ = accepting.wait_for(|accepting| !accepting) => return,
-            };
-            match accepted {
-                Ok((stream, _)) => drop(tokio::spawn(self.clone().serve_tcp(stream))),
-                Err(_) => {
-                    self.0.shards.accept_failed();
-                    time::sleep(ACCEPT_RETRY_DELAY).await;
-                }
-            }
-        }
+        let serve = |(stream, _)| drop(tokio::spawn(self.clone().serve_tcp(stream)));
+        stream::accept(&self.0.shards, || listener.accept(), serve, sleep_until).await;
     }
 
     /// Serves a connection that may be anything; reads its request first.
@@ -150,8 +122,7 @@ impl Service {
     /// Refuses connections from now on, makes everything durable, sends everybody away one after
     /// another, and ends the threads; about a second after the deadline if it comes to that.
     pub async fn drain(&self, deadline: Instant) -> Drained {
-        self.0.accepting.send_replace(false);
-        let durable = stream::drain(&self.0.shards, deadline, sleep_until).await;
+        let drained = stream::drain(&self.0.shards, deadline, sleep_until).await;
         let threads = mem::take(&mut *self.0.threads.lock().unwrap_or_else(PoisonError::into_inner));
         let (ended, all_ended) = oneshot::channel();
         // Not one of the runtime's blocking threads, whose end it would wait for.
@@ -162,7 +133,7 @@ impl Service {
             let _ = ended.send(());
         });
         let _ = time::timeout_at((deadline + THREADS_GRACE).into(), all_ended).await;
-        Drained { durable }
+        drained
     }
 
     async fn serve_tcp(self, stream: TcpStream) {
@@ -201,14 +172,6 @@ pub(crate) async fn sleep_until(at: Instant) {
 pub(crate) fn now() -> Instant {
     Instant::now()
 }
-
-/// A number from the system: the standard library seeds its hash maps from it.
-pub(crate) fn seed() -> u64 {
-    RandomState::new().build_hasher().finish()
-}
-
-/// Time to look for a file descriptor again.
-const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 
 /// What the end of the threads may take beyond the deadline of a drain.
 const THREADS_GRACE: Duration = Duration::from_secs(1);

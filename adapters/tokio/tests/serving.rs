@@ -23,30 +23,6 @@ fn pipe(service: &Service, buffer: usize) -> (DuplexStream, tokio::task::JoinHan
 }
 
 #[test]
-fn two_clients_converge() {
-    on_both_runtimes(|| async {
-        let service = in_memory(Options::default());
-        let (address, _) = serve(&service).await;
-        let mut alice = Client::connect(address, "notes", 1).await;
-        let mut bob = Client::connect(address, "notes", 2).await;
-        alice.sync().await;
-        bob.sync().await;
-        for _ in 0..20 {
-            alice.edit("a").await;
-            bob.edit("b").await;
-        }
-        while alice.text().len() < 40 {
-            alice.hear().await;
-        }
-        let text = alice.text();
-        bob.until_text(&text).await;
-        let mut late = Client::connect(address, "notes", 3).await;
-        late.sync().await;
-        assert_eq!(late.text(), text);
-    });
-}
-
-#[test]
 fn a_pipe_of_a_few_bytes_does_what_tcp_does() {
     on_both_runtimes(|| async {
         let service = in_memory(Options::default());
@@ -225,62 +201,6 @@ fn rooms_on_several_shards_do_not_mix() {
 }
 
 #[test]
-fn what_is_malformed_closes_its_sender_and_nobody_else() {
-    let deep = |levels: usize| {
-        let json = ["[".repeat(levels), "]".repeat(levels)].concat();
-        let mut update = vec![1, 1, 1];
-        update.extend([json.len() as u8 & 0x7f | 0x80, (json.len() >> 7) as u8]);
-        update.extend(json.bytes());
-        Message::Awareness(update.into()).encode()
-    };
-    let corpus: Vec<(Bytes, u16)> = vec![
-        (Bytes::new(), 1007),
-        (Bytes::from_static(&[0]), 1007),
-        (Bytes::from_static(&[0, 9, 0]), 1007),
-        (Bytes::from_static(&[0, 2, 5, 0x61, 0x62, 0x63]), 1007),
-        (Bytes::from_static(&[0, 2, 2, 0xff, 0xff]), 1007),
-        (Bytes::from_static(&[1]), 1007),
-        // A state vector, presence and an update of 2^31 entries, in a few bytes.
-        (Bytes::from_static(&[0, 0, 5, 255, 255, 255, 255, 7]), 1007),
-        (Bytes::from_static(&[1, 5, 255, 255, 255, 255, 7]), 1007),
-        (Bytes::from_static(&[0, 2, 5, 255, 255, 255, 255, 7]), 1007),
-        // Nested beyond measure.
-        (deep(5_000), 1007),
-        // Too long.
-        (Bytes::from(vec![7; 100_001]), 1009),
-    ];
-    on_both_runtimes(move || {
-        let corpus = corpus.clone();
-        async move {
-            let (mut options, _) = options();
-            options.config.frame_len_max = 100_000;
-            let service = in_memory(options);
-            let (address, _) = serve(&service).await;
-            let mut alice = Client::connect(address, "notes", 1).await;
-            let mut witness = Client::connect(address, "notes", 2).await;
-            alice.sync().await;
-            witness.sync().await;
-            let mut text = String::new();
-            for (frame, code) in corpus {
-                let mut mallory = Client::connect(address, "notes", 66).await;
-                mallory.send_raw(frame.clone()).await;
-                let end = mallory.end().await;
-                assert_eq!(end, Heard::Closed(code), "{:?}", &frame[..frame.len().min(20)]);
-                alice.edit("x").await;
-                text.push('x');
-                witness.until_text(&text).await;
-            }
-            // What is unknown, denied, asked or empty is no violation.
-            for frame in [&[3][..], &[2, 0, 0], &[7, 1, 2, 3], &[0, 2, 2, 0, 0]] {
-                alice.send_raw(Bytes::from_static(frame)).await;
-            }
-            alice.edit("y").await;
-            witness.until_text(&format!("{text}y")).await;
-        }
-    });
-}
-
-#[test]
 fn an_update_that_makes_yrs_panic_does_the_server_no_harm() {
     const CRAFTED: &[u8] = &[0, 2, 19, 1, 1, 1, 253, 255, 255, 255, 255, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1];
     on_both_runtimes(|| async {
@@ -314,25 +234,6 @@ fn a_client_that_half_closes_has_left() {
         // And the server's side of the stream ends, too.
         let mut rest = Vec::new();
         let _ = stream.read_to_end(&mut rest).await;
-    });
-}
-
-#[test]
-fn whoever_sends_half_a_request_is_dropped_and_no_request_gets_its_answer() {
-    on_both_runtimes(|| async {
-        let mut options = Options::default();
-        options.limits.handshake_timeout = Duration::from_millis(50);
-        let service = in_memory(options);
-        let (address, _) = serve(&service).await;
-        let mut slow = tokio::net::TcpStream::connect(address).await.unwrap();
-        slow.write_all(b"GET /notes HT").await.unwrap();
-        assert_eq!(slow.read(&mut [0; 100]).await.unwrap_or(0), 0);
-
-        let mut plain = tokio::net::TcpStream::connect(address).await.unwrap();
-        plain.write_all(b"GET /notes HTTP/1.1\r\nHost: example\r\n\r\n").await.unwrap();
-        let mut answer = String::new();
-        plain.read_to_string(&mut answer).await.unwrap();
-        assert!(answer.starts_with("HTTP/1.1 426 Upgrade Required\r\n"), "{answer}");
     });
 }
 

@@ -240,3 +240,91 @@ const NOTHING_LEN: usize = 2;
 
 /// How many times what is left of a file may be scanned in search of a whole record.
 const SCAN_FACTOR: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    #[test]
+    fn a_length_is_read_to_the_bit() {
+        let lengths = |bytes: &[u8]| buffer(bytes, 0).map(|range| range.len());
+        assert_eq!(lengths(b""), None);
+        assert_eq!(lengths(b"\x00"), Some(0));
+        assert_eq!(lengths(b"\x01"), None);
+        assert_eq!(lengths(b"\x01a"), Some(1));
+        assert_eq!(lengths(&[&b"\xac\x02"[..], &[7; 300]].concat()), Some(300));
+        assert_eq!(lengths(&[&b"\xac\x02"[..], &[7; 299]].concat()), None);
+        assert_eq!(lengths(b"\xac"), None);
+        assert_eq!(lengths(b"\x81\x00a"), None, "a last byte that adds nothing");
+        assert_eq!(lengths(b"\xff\xff\xff\xff\xff\xff\xff\xff\x7f"), None);
+        assert_eq!(lengths(b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"), None);
+    }
+
+    proptest! {
+        /// Whatever the bytes are.
+        #[test]
+        fn records_are_inside_the_file_and_follow_each_other(file in file()) {
+            let file = Bytes::from(file);
+            let Ok(contents) = read(&file) else { return Ok(()) };
+            let mut at = contents.records.first().map_or(contents.end, |record| record.whole.start);
+            for record in &contents.records {
+                prop_assert_eq!(record.whole.start, at);
+                prop_assert!(record.whole.start < record.update.start);
+                prop_assert!(record.update.end <= record.metadata.start);
+                prop_assert!(record.metadata.end <= record.whole.end);
+                at = record.whole.end;
+            }
+            prop_assert_eq!(at, contents.end);
+            prop_assert!(contents.end <= file.len());
+        }
+
+        /// What is cut off is cut off for good.
+        #[test]
+        fn what_was_cut_reads_as_before_and_can_be_added_to(file in file()) {
+            let file = Bytes::from(file);
+            let Ok(contents) = read(&file) else { return Ok(()) };
+            if contents.version != Version::Two {
+                return Ok(());
+            }
+            let mut added = file[..contents.end].to_vec();
+            if added.is_empty() {
+                added = HEADER.to_vec();
+            }
+            write(&mut added, b"update", b"metadata", 1.0);
+            let added = Bytes::from(added);
+            let mut again = read(&added).unwrap();
+            prop_assert_eq!(again.end, added.len());
+            let last = again.records.pop().unwrap();
+            prop_assert_eq!((&added[last.update], &added[last.metadata]), (&b"update"[..], &b"metadata"[..]));
+            prop_assert_eq!(again.records, contents.records);
+        }
+    }
+
+    /// Files that are nearly right, and others.
+    fn file() -> impl Strategy<Value = Vec<u8>> {
+        let update = b"\x01\x01\x01\x00\x04\x01\x04text\x01a\x00";
+        let record = prop_oneof![
+            4 => vec(any::<u8>(), 0..5).prop_map(move |metadata| {
+                let mut record = Vec::new();
+                write(&mut record, update, &metadata, 1e9);
+                record
+            }),
+            1 => Just([&[14], &update[..]].concat()),
+            1 => vec(any::<u8>(), 0..12),
+            1 => vec(Just(0), 0..12),
+        ];
+        let start = prop_oneof![
+            4 => Just(&b"VERSION:2\n"[..]),
+            1 => Just(&b"VERSION:1\n"[..]),
+            1 => Just(&b"VERSION:"[..]),
+            1 => Just(&b""[..]),
+        ];
+        (start, vec(record, 0..6), any::<prop::sample::Index>()).prop_map(|(start, records, cut)| {
+            let mut file = [start.to_vec(), records.concat()].concat();
+            file.truncate(cut.index(2 * file.len() + 1));
+            file
+        })
+    }
+}
