@@ -50,7 +50,7 @@ pub fn websocket(data: &[u8]) {
     let mut peak_max = 40 * bytes.len() + 16_384;
     if deflate.is_some() {
         // What decompresses, or compresses, and what a message may grow to before it is refused.
-        let state = if closes_after.is_some() { 400 << 10 } else { 50 << 10 };
+        let state = if closes_after.is_some() { 450 << 10 } else { 50 << 10 };
         let messages: usize = whole.0.iter().map(message_len).sum();
         peak_max += state + 3 * messages + 3 * config.message_len_max.min(1_100 * bytes.len());
     }

@@ -27,7 +27,7 @@ pub struct Options {
     pub handshake: HandshakeLimits,
     /// How messages are compressed for those who offer it (permessage-deflate); `None`, the default, is not at
     /// all. A broadcast is compressed once. It saves bandwidth and costs processor time and, for each core,
-    /// 300 KB.
+    /// 400 KB.
     pub deflate: Option<Deflate>,
     /// Delays and bounds of the host itself.
     pub limits: Limits,

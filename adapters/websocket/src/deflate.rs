@@ -38,8 +38,8 @@ impl Deflate {
     pub(crate) fn accept(self, offers: &[Extension<'_>]) -> Option<(String, AgreedDeflate)> {
         // Section 5.1: the client prefers what it offers first.
         let offers = offers.iter().filter_map(Parameters::new);
-        let mut able = offers.filter(|offer| offer.server_max_window_bits != Some(WINDOW_BITS_MIN));
-        let offer = able.next()?;
+        let mut met = offers.filter(|offer| offer.server_max_window_bits != Some(WINDOW_BITS_MIN));
+        let offer = met.next()?;
         // Sections 7.1.1.1 and 7.1.1.2: a server may ask for both, whatever was offered.
         let mut answer = format!("{NAME}; {SERVER_NO_CONTEXT_TAKEOVER}; {CLIENT_NO_CONTEXT_TAKEOVER}");
         if let Some(bits) = offer.server_max_window_bits {
@@ -56,10 +56,11 @@ impl Deflate {
         if !answer.server_no_context_takeover {
             return None;
         }
-        match answer.client_max_window_bits {
-            None => Some(AgreedDeflate::new(self, None)),
-            Some(bits) => bits.map(|bits| AgreedDeflate::new(self, Some(bits))),
-        }
+        let window_bits = match answer.client_max_window_bits {
+            None => None,
+            Some(bits) => Some(bits?),
+        };
+        Some(AgreedDeflate::new(self, window_bits))
     }
 }
 
@@ -94,7 +95,7 @@ impl AgreedDeflate {
     }
 }
 
-/// Compresses messages, one after another: about 300 KB that serve any number of connections.
+/// Compresses messages, one after another: about 400 KB that serve any number of connections.
 #[derive(Debug, Default)]
 pub struct Deflater {
     /// Made when it is first needed.
@@ -108,10 +109,11 @@ impl Deflater {
         Self::default()
     }
 
-    /// Encodes a message as one unmasked frame, compressed if what was agreed [applies](AgreedDeflate::applies_to) to it.
+    /// Encodes a message as one unmasked frame, compressed if what was agreed
+    /// [applies](AgreedDeflate::applies_to) to it.
     ///
-    /// As with [`encode_frame`](crate::encode_frame), this is how a server sends one message to many peers: the frame
-    /// is good for all connections whose [`deflate`](crate::Connection::deflate) equals `agreed`.
+    /// As with [`encode_frame`], this is how a server sends one message to many peers: the frame is good for all
+    /// connections whose [`deflate`](crate::Connection::deflate) equals `agreed`.
     #[must_use]
     pub fn encode_frame(&mut self, agreed: AgreedDeflate, opcode: Opcode, payload: &[u8]) -> Bytes {
         if !agreed.applies_to(payload.len()) {
@@ -150,11 +152,12 @@ impl Deflater {
             }
             output.reserve(output.len().max(OUTPUT_ROOM_MIN));
         }
+        debug_assert!(output.ends_with(&END[..TAIL_LEN]), "every flush ends with an empty block");
         output.truncate(output.len() - TAIL_LEN);
     }
 }
 
-/// Decompresses one message, as its bytes arrive (section 7.2.2): about 42 KB.
+/// Decompresses one message, as its bytes arrive (section 7.2.2): about 48 KB.
 #[derive(Debug)]
 pub(crate) struct Inflater {
     decompress: Decompress,

@@ -119,6 +119,16 @@ fn bad_text_is_noticed_before_the_rest_of_the_message_has_come() {
 }
 
 #[test]
+fn of_several_things_that_are_wrong_the_first_counts() {
+    let bad_text = deflated(b"ab\xff and so on", FlushCompress::Sync, &[]);
+    let config = Config { message_len_max: 4, ..Config::default() };
+    refuses_with(&config, &masked(DEFLATED_TEXT, &bad_text), Violation::InvalidUtf8, 1007);
+    let corrupt = [&bad_text[..], &[0x07]].concat();
+    refuses(&masked(DEFLATED_TEXT, &corrupt), Violation::InvalidUtf8, 1007);
+    refuses_with(&config, &masked(DEFLATED_BINARY, &corrupt), Violation::MessageTooLong, 1009);
+}
+
+#[test]
 fn text_that_is_not_utf8_closes_with_1007() {
     for bytes in [&b"\xff"[..], b"\xc0\xaf", b"\xed\xa0\x80", b"cut \xe2\x82"] {
         refuses(&masked(DEFLATED_TEXT, &deflate_message(bytes)), Violation::InvalidUtf8, 1007);
