@@ -73,7 +73,7 @@ BUGS = [
      'let stands_alone = new.inserts().any(|(client, clocks)| clocks.end > state.clock(client));',
      'let stands_alone = new.inserts().any(|(client, clocks)| clocks.end < state.clock(client) && false);'),
     ('frames that come while a room is loaded are dropped', ROOM,
-     'waiting.push((connection, frame));',
+     'waiting.push(Waiting { from: Some(connection), frame });',
      'drop(frame);'),
 
     # ---- compaction
