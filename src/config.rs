@@ -17,7 +17,8 @@ pub struct Config {
     /// When the author of an edit gets it back. [`Echo::Durable`] by default.
     pub echo: Echo,
     /// Least time between two broadcasts of updates in a room. The first change after a quiet moment
-    /// goes out at once; changes within this time of it are joined and go out as one. 10 ms.
+    /// goes out at once; changes within this time of it are joined and go out as one. Four and more that
+    /// one author made, and that came at the same instant, do not wait for it. 10 ms.
     pub flush_interval: Duration,
     /// The same for presence. 40 ms.
     pub awareness_interval: Duration,

@@ -71,6 +71,11 @@ impl Journal {
         Self { limits, ..Self::default() }
     }
 
+    /// Makes the journal of a document that is kept elsewhere: what it has is held, and not in the log.
+    pub fn of_document(limits: JournalLimits, state: StateVector, deleted: IdSet) -> Self {
+        Self { limits, state, deleted, ..Self::default() }
+    }
+
     /// Takes what is new of an update, and says what that was.
     ///
     /// [`Received::New`] is what should be relayed and stored: the update itself, with the author's own
@@ -132,6 +137,27 @@ impl Journal {
         self.tail_mark = squashed.mark;
         self.snapshot = Some(squashed.log.clone()).filter(|log| !log.is_empty());
         true
+    }
+
+    /// Forgets the log, which somebody else keeps, as a document perhaps. What was in it stays held.
+    pub fn forget_log(&mut self) {
+        self.tail_mark = self.mark();
+        self.tail = Vec::new();
+        self.tail_bytes = 0;
+        self.snapshot = None;
+    }
+
+    /// What a document that was given the log does not say: parked structs, and deletes of what is missing
+    /// itself. Whoever is sent what the document has gets these behind it, in this order; mostly none.
+    pub fn waiting(&self) -> Vec<Update> {
+        let (first, others) = self.parked.runs();
+        let mut deletes = IdSet::default();
+        for (client, clocks) in self.deleted.iter() {
+            deletes.insert(client, clocks.start.max(self.state.clock(client))..clocks.end);
+        }
+        let conflicting = others.into_iter().map(|run| Update::encode(&[run], &IdSet::default()));
+        let main = Update::encode(&first, &deletes);
+        conflicting.chain(Some(main).filter(|main| !main.is_empty())).collect()
     }
 
     /// What someone with this state vector lacks. Walks all of the log: an answer that many ask for is worth

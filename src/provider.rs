@@ -25,10 +25,15 @@
 //! observers may do, edit in `observe_after_transaction` for example; a panic in one ends the
 //! connection, not the provider.
 //!
+//! What hangs on something that has not come waits in a [`Journal`], whose log is the document. A Yjs
+//! document does that itself; one of yrs 0.28 shows what lies beyond a gap, and from then on says the wrong
+//! clocks of it.
+//!
 //! # What is acknowledged
 //!
 //! A change counts as acknowledged when the server has shown that it has it. That is so once it came
-//! back, which on our servers happens when it is durable; or once the first question of a connection is
+//! back, which on our servers happens when it is durable (but where somebody else has deleted the same, it
+//! may be their delete that comes, before it is); or once the first question of a connection is
 //! answered, and the change lies below the state vector with which the server began. What stays
 //! unacknowledged for [`Config::acknowledgement_delay`] is asked for, by a SyncStep1 as of somebody who
 //! lacks it; so servers that do not send changes back to their author acknowledge as well. What the answer does
@@ -73,6 +78,7 @@ use crate::{
     ConnectionId, Outputs, after,
     awareness::{self, Awareness, AwarenessError, AwarenessLimits},
     is_due,
+    journal::{Journal, JournalLimits, Mark, Received},
     message::{Message, MessageError},
     random::Random,
     soonest,
@@ -109,6 +115,9 @@ pub struct Config {
     /// Bytes of messages that wait for the document while a transaction of the application is open;
     /// more ends the connection. 64 MiB.
     pub inbox_bytes_max: usize,
+    /// Bytes of structs whose dependencies are missing, as [`JournalLimits::parked_bytes_max`] counts; an
+    /// update beyond is dropped, and the server asked again. 16 MiB.
+    pub parked_bytes_max: usize,
     /// Nesting of JSON and `any` values in what the server sends. 100: yrs overflows its stack far
     /// beyond.
     pub depth_max: usize,
@@ -130,6 +139,7 @@ impl Default for Config {
             presence_ids_max: 10_000,
             presence_bytes_max: 16 << 20,
             inbox_bytes_max: 64 << 20,
+            parked_bytes_max: 16 << 20,
             depth_max: 100,
             weak_links: false,
         }
@@ -451,10 +461,9 @@ impl Provider {
             expiry: None,
         };
         Self {
-            config,
             random: Random::new(seed),
             now: None,
-            document: Document::new(doc, waker),
+            document: Document::new(doc, waker, JournalLimits { parked_bytes_max: config.parked_bytes_max }),
             phase: Phase::Stopped,
             attempts: 0,
             leave_by: None,
@@ -466,6 +475,7 @@ impl Provider {
             unacknowledged_told: false,
             acknowledged_told: 0,
             presence,
+            config,
         }
     }
 
@@ -769,6 +779,13 @@ impl Provider {
                 }
             }
             self.send_edits(out);
+            if self.document.has_unapplied() {
+                match self.document.apply(None) {
+                    Ok(_) => {}
+                    Err(Failure::Occupied) => return false,
+                    Err(Failure::Close(reason)) => self.close(now, reason, out),
+                }
+            }
             if !self.ask(now, out) {
                 return false;
             }
@@ -792,9 +809,11 @@ impl Provider {
             match Update::scan(edit.clone(), &own_rules()) {
                 Ok(update) => {
                     self.unacknowledged.add(&update);
+                    self.document.edited(&update);
                     updates.push(update);
                 }
                 Err(error) => {
+                    self.document.journal = None;
                     out.event(Event::EditMalformed { error });
                     frames.push(Message::Update(edit).encode());
                 }
@@ -873,6 +892,9 @@ impl Provider {
                         None => self.document.diff(&known).map(|update| {
                             connection.unsent = Changes::default();
                             out.send(Message::SyncStep2(update).encode());
+                            for waiting in self.document.waiting() {
+                                out.send(Message::Update(waiting.bytes().clone()).encode());
+                            }
                         }),
                     };
                     answered.map(|()| {
@@ -885,9 +907,13 @@ impl Provider {
                 Err(error) => Err(Failure::Close(CloseReason::Update(error))),
             },
             Message::SyncStep2(bytes) => {
-                self.apply(&bytes.clone()).map(|update| self.answered(now, &update, out))
+                let bytes = bytes.clone();
+                self.apply(bytes).map(|update| self.answered(now, &update, out))
             }
-            Message::Update(bytes) => self.apply(&bytes.clone()).map(|update| self.heard(now, &update)),
+            Message::Update(bytes) => {
+                let bytes = bytes.clone();
+                self.apply(bytes).map(|update| self.heard(now, &update))
+            }
             Message::Awareness(update) => {
                 match awareness::decode(update, self.config.depth_max) {
                     Ok(entries) => self.hear_presence(now, entries, out),
@@ -923,17 +949,18 @@ impl Provider {
         Progress::Done
     }
 
-    fn apply(&mut self, bytes: &Bytes) -> Result<Update, Failure> {
+    fn apply(&mut self, bytes: Bytes) -> Result<Update, Failure> {
         let rules = ScanRules {
             depth_max: self.config.depth_max,
             weak_links: self.config.weak_links,
             ..ScanRules::default()
         };
         // yrs overflows its stack on some bytes, and asks for half a gigabyte on others.
-        let update = Update::scan(bytes.clone(), &rules)
-            .map_err(|error| Failure::Close(CloseReason::Update(error)))?;
-        if !update.is_empty() {
-            self.document.apply(update.bytes())?;
+        let update =
+            Update::scan(bytes, &rules).map_err(|error| Failure::Close(CloseReason::Update(error)))?;
+        let is_kept = update.is_empty() || self.document.apply(Some(&update))?;
+        if !is_kept && let Phase::Connected(connection) = &mut self.phase {
+            connection.asks |= connection.question.is_none();
         }
         Ok(update)
     }
@@ -1081,6 +1108,13 @@ struct Document {
     waker: Waker,
     edits: Arc<Edits>,
     was_observed: bool,
+    limits: JournalLimits,
+    /// What the document has, and what waits until that can be integrated. Yjs documents do so themselves;
+    /// yrs shows what lies beyond a gap in the clocks of one client, and writes it down under wrong clocks.
+    /// `None` where it has to be made anew from the document.
+    journal: Option<Journal>,
+    /// The end of what of the journal's log is in the document.
+    applied: Mark,
     /// How many were taken out of the queue.
     taken: u64,
 }
@@ -1140,11 +1174,21 @@ impl EditCounter {
 }
 
 impl Document {
-    fn new(doc: Doc, waker: Waker) -> Self {
+    fn new(doc: Doc, waker: Waker, limits: JournalLimits) -> Self {
         let edits = Arc::new(Edits::default());
         // Two providers may share a document: each takes the changes that come from the other.
         let origin = Origin::from(Arc::as_ptr(&edits) as usize);
-        Self { doc, origin, waker, edits, was_observed: false, taken: 0 }
+        Self {
+            doc,
+            origin,
+            waker,
+            edits,
+            was_observed: false,
+            limits,
+            journal: None,
+            applied: Mark::default(),
+            taken: 0,
+        }
     }
 
     /// Whether the observer is there: yrs drops all of them when one panics.
@@ -1171,15 +1215,10 @@ impl Document {
             }
         });
         self.was_observed = true;
-        let mut all = Changes::default();
+        self.journal = None;
+        let mut all = Changes { inserts: IdSet::default(), deletes: deleted_in(&transaction) };
         for (client, clock) in from_yrs(&transaction.state_vector()).iter() {
             all.inserts.insert(client, 0..clock);
-        }
-        for (client, ranges) in transaction.snapshot().delete_set.iter() {
-            let Some(client) = ClientId::new(client.get()) else { continue };
-            for range in ranges.iter() {
-                all.deletes.insert(client, range.start.into()..range.end.into());
-            }
         }
         // Its end runs observers of the application.
         catch_unwind(AssertUnwindSafe(move || drop(transaction))).ok()?;
@@ -1191,6 +1230,28 @@ impl Document {
         let edits = self.edits.take();
         self.taken += edits.len() as u64;
         edits
+    }
+
+    /// The document has a change of the application.
+    fn edited(&mut self, update: &Update) {
+        let Some(journal) = &mut self.journal else { return };
+        let is_applied = journal.mark() == self.applied;
+        journal.restore(update);
+        // Perhaps something waited for it. The document has the change itself, but not that.
+        if is_applied && journal.updates_since(self.applied).is_some_and(|updates| updates.count() <= 1) {
+            self.applied = journal.mark();
+            journal.forget_log();
+        }
+    }
+
+    /// Whether something can be integrated that waited.
+    fn has_unapplied(&self) -> bool {
+        self.journal.as_ref().is_some_and(|journal| journal.mark() != self.applied)
+    }
+
+    /// What the document does not have yet because something is missing.
+    fn waiting(&self) -> Vec<Update> {
+        self.journal.as_ref().map(Journal::waiting).unwrap_or_default()
     }
 
     fn state_vector(&self) -> Option<StateVector> {
@@ -1213,15 +1274,24 @@ impl Document {
         }
     }
 
-    /// Applies a proven update. Observers of the application run in here, and may make changes of their
-    /// own in the same transaction.
-    fn apply(&self, update: &Bytes) -> Result<(), Failure> {
+    /// Applies what can be integrated: of a proven update, and of what waited. Observers of the application
+    /// run in here, and may make changes of their own in the same transaction. False where the update would
+    /// have to wait, and too much waits.
+    fn apply(&mut self, update: Option<&Update>) -> Result<bool, Failure> {
         let mut transaction =
             self.doc.try_transact_mut_with(self.origin.clone()).map_err(|_| Failure::Occupied)?;
+        let mut journal = self.journal.take().unwrap_or_else(|| {
+            self.applied = Mark::default();
+            let state = from_yrs(&transaction.state_vector());
+            Journal::of_document(self.limits.clone(), state, deleted_in(&transaction))
+        });
+        let is_kept = update.is_none_or(|update| journal.receive(update) != Received::Overflow);
+        let log: Vec<_> = journal.updates_since(self.applied).into_iter().flatten().cloned().collect();
         let edits = &self.edits;
         let applied = catch_unwind(AssertUnwindSafe(move || {
-            let update = yrs::Update::decode_v1(update).ok()?;
-            transaction.apply_update(update).ok()?;
+            for update in &log {
+                transaction.apply_update(yrs::Update::decode_v1(update).ok()?).ok()?;
+            }
             // Before the end of the transaction runs observers.
             let integrated = transaction.encode_update_v1();
             edits.lock().applied = Some(integrated);
@@ -1231,7 +1301,12 @@ impl Document {
         // Where nothing was changed, nothing was observed.
         self.edits.lock().applied = None;
         match applied {
-            Ok(Some(())) => Ok(()),
+            Ok(Some(())) => {
+                self.applied = journal.mark();
+                journal.forget_log();
+                self.journal = Some(journal);
+                Ok(is_kept)
+            }
             Ok(None) => Err(Failure::Close(CloseReason::NotDecodable)),
             Err(_) => Err(Failure::Close(CloseReason::Panicked)),
         }
@@ -1316,6 +1391,17 @@ fn is_part_of(update: &[u8], whole: &[u8]) -> bool {
     changes.add(&update);
     changes.remove(whole.inserts(), whole.deletes());
     changes.is_empty()
+}
+
+fn deleted_in(transaction: &yrs::TransactionMut<'_>) -> IdSet {
+    let mut deleted = IdSet::default();
+    for (client, ranges) in transaction.snapshot().delete_set.iter() {
+        let Some(client) = ClientId::new(client.get()) else { continue };
+        for range in ranges.iter() {
+            deleted.insert(client, range.start.into()..range.end.into());
+        }
+    }
+    deleted
 }
 
 fn from_yrs(state_vector: &yrs::StateVector) -> StateVector {

@@ -62,6 +62,8 @@ pub struct Room {
     batch: Vec<Change>,
     batch_bytes: usize,
     flush: Pace,
+    /// Who made the last change, when, and how many at that instant.
+    burst: (Option<ConnectionId>, Option<Instant>, usize),
     /// Ids whose presence changed since the last broadcast of presence.
     presence: BTreeSet<ClientId>,
     presence_flush: Pace,
@@ -229,6 +231,7 @@ impl Room {
             batch: Vec::new(),
             batch_bytes: 0,
             flush: Pace::default(),
+            burst: (None, None, 0),
             presence: BTreeSet::new(),
             presence_flush: Pace::default(),
             storage: Storage::default(),
@@ -793,8 +796,15 @@ impl Room {
         self.batch_bytes += new.bytes().len();
         self.batch.push(Change { number: self.changes, author, update: new, frame, stands_alone });
         let is_full = stands_alone || self.batch_bytes >= self.config.flush_bytes;
+        self.burst = match self.burst {
+            (who, when, count) if (who, when) == (author, Some(now)) => (who, when, count + 1),
+            _ => (author, Some(now), 1),
+        };
         if is_full || self.flush.is_ready(now, self.config.flush_interval) {
             self.flush(now, out);
+        } else if self.burst.2 >= BURST_COUNT {
+            // Not before the rest of the burst has come.
+            self.flush.due = Some(now);
         }
         true
     }
@@ -1240,7 +1250,8 @@ impl Peer {
             Past::Unknown => true,
             Past::Has(known) => knows_part_of(known, &change.update),
             Past::Told { last_change, beyond } => {
-                change.number <= *last_change || knows_part_of_inserts(beyond, &change.update)
+                change.number <= *last_change
+                    || (!beyond.is_empty() && knows_part_of_inserts(beyond, &change.update))
             }
         }
     }
@@ -1271,7 +1282,7 @@ impl Pace {
     fn is_ready(&mut self, now: Instant, interval: Duration) -> bool {
         let ready_at = self.last.map_or(now, |last| after(last, interval));
         if ready_at > now {
-            self.due = Some(ready_at);
+            soonest(&mut self.due, Some(ready_at));
         }
         ready_at <= now
     }
@@ -1490,6 +1501,10 @@ fn var_uint_len(value: usize) -> usize {
 
 /// The message types and the length in front of an update, with room to spare.
 const HEAD_LEN_MAX: usize = 16;
+
+/// So many changes of one author at one instant are no typing: a program writes, or a lot arrives at once,
+/// and holding them back would only slow it down. They go out as one.
+const BURST_COUNT: usize = 4;
 
 /// With a shorter one the timer would do nothing else.
 const KEEPALIVE_MIN: Duration = Duration::from_millis(1);

@@ -1,4 +1,4 @@
-use std::{fmt, sync::Arc};
+use std::{fmt, str::FromStr, sync::Arc};
 
 /// Names a room: the path of the WebSocket URL without its leading slash and query, percent-decoded.
 ///
@@ -56,6 +56,14 @@ impl RoomName {
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl FromStr for RoomName {
+    type Err = RoomNameError;
+
+    fn from_str(name: &str) -> Result<Self, RoomNameError> {
+        Self::new(name)
     }
 }
 

@@ -1488,6 +1488,33 @@ mod coalescing {
     }
 
     #[test]
+    fn a_burst_of_one_author_does_not_wait_for_the_interval() {
+        let mut w = World::open(Config::default(), [1, 2, 3]);
+        w.frame(1, update(text_insert(1, 0, "a")));
+        w.stored(1);
+        w.pass(1);
+        for clock in 1..4 {
+            assert_eq!(w.frame(1, update(text_insert(1, clock, "b"))), []);
+        }
+        assert_eq!(w.pass(0), []);
+        assert_eq!(w.frame(1, update(text_insert(1, 4, "b"))), []);
+        assert_eq!(w.frame(2, update(text_insert(2, 0, "c"))), []);
+        let burst: Vec<_> = (0..4).map(|clock| after(1, clock, "b")).collect();
+        let by_1 = structs(&[(1, 1, &burst)], &[]);
+        let by_2 = text_insert(2, 0, "c");
+        let all = structs(&[(2, 0, &[first("c")]), (1, 1, &burst)], &[]);
+        assert_eq!(
+            w.pass(0),
+            [
+                send([3], update(&all)),
+                send([1], update(&by_2)),
+                send([2], update(&by_1)),
+                append(2, &all[..])
+            ]
+        );
+    }
+
+    #[test]
     fn many_bytes_end_the_interval_early() {
         let mut w = World::open(config(|config| config.flush_bytes = 20), [1, 2]);
         w.frame(1, update(text_insert(1, 0, "a")));

@@ -412,6 +412,58 @@ mod editing {
     }
 }
 
+mod waiting {
+    use super::*;
+
+    #[test]
+    fn what_lies_beyond_a_gap_is_shown_once_the_gap_is_filled() {
+        let mut c = Client::synced();
+        assert_eq!(c.frame(update(text_insert(2, 0, "x"))), []);
+        assert_eq!(c.frame(update(text_insert(2, 2, "z"))), []);
+        assert_eq!(c.text(), "x");
+        assert_eq!(c.frame(update(text_insert(2, 1, "y"))), []);
+        assert_eq!(c.text(), "xyz");
+    }
+
+    #[test]
+    fn what_waits_is_said_to_who_asks_structs_and_deletes() {
+        let mut c = Client::synced();
+        c.frame(update(text_insert(2, 0, "x")));
+        c.frame(update(text_insert(2, 2, "z")));
+        c.frame(update(text_delete(2, 1, 1)));
+        let waiting = structs(&[(2, 2, &[after(2, 1, "z")])], &[(2, 1, 1)]);
+        let answer = [send(step2(text_insert(2, 0, "x"))), send(update(waiting))];
+        assert_eq!(c.frame(step1(&[])), answer);
+        c.frame(update(text_insert(2, 1, "y")));
+        assert_eq!(c.text(), "xz");
+    }
+
+    #[test]
+    fn what_the_application_brings_from_elsewhere_fills_gaps_too() {
+        let mut c = Client::synced();
+        c.frame(update(text_insert(2, 1, "y")));
+        let saved = yrs::Update::decode_v1(&text_insert(2, 0, "x")).unwrap();
+        c.doc.transact_mut().apply_update(saved).unwrap();
+        let out = c.edited();
+        assert_eq!(out, [send(update(text_insert(2, 0, "x"))), event(Event::Unacknowledged)]);
+        assert_eq!(c.text(), "xy");
+    }
+
+    #[test]
+    fn too_much_of_it_is_dropped_and_asked_for_again() {
+        let mut config = Config::default();
+        config.parked_bytes_max = 300;
+        let mut c = Client::with(config, 1);
+        c.sync();
+        assert_eq!(c.frame(update(text_insert(2, 1, "y"))), []);
+        assert_eq!(c.frame(update(text_insert(3, 1, "y"))), [send(step1(&[]))]);
+        let all = structs(&[(3, 0, &[first("xy")]), (2, 0, &[first("x")])], &[]);
+        assert_eq!(c.frame(step2(all)), []);
+        assert_eq!(c.provider.doc().transact().state_vector().len(), 2);
+        assert_eq!(c.text().len(), 4);
+    }
+}
+
 mod acknowledging {
     use super::*;
 

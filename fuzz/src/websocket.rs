@@ -11,14 +11,15 @@ use tungstenite::{
     protocol::{Role as PeerRole, WebSocket, WebSocketConfig},
 };
 use yrs_websocket_rfc6455::{
-    AcceptError, Acceptor, ClientHandshake, ClientHandshakeError, ClientRequest, CloseCode, CloseFrame,
-    Closed, Config, Connection, Event, HandshakeLimits, Role, Violation,
+    AcceptError, Acceptor, AgreedDeflate, ClientHandshake, ClientHandshakeError, ClientRequest, CloseCode,
+    CloseFrame, Closed, Config, Connection, Deflate, Event, HandshakeLimits, Role, Violation,
 };
 
 use crate::{Script, epoch, memory};
 
 /// The same bytes whole and chopped give the same events and replies, in memory that is a small multiple
-/// of theirs; and [tungstenite](its_events) hears what we hear.
+/// of theirs; and [tungstenite](its_events) hears what we hear. Where compression is agreed on, which it does
+/// not know, what is not compressed is heard as without.
 ///
 /// Input: a byte of options, a byte that says after which event we close, a byte for the length of the
 /// pieces, then what the peer sends.
@@ -41,16 +42,54 @@ pub fn websocket(data: &[u8]) {
         config = Config { frame_len_max: 200, message_len_max: 300, fragments_max: 5, ..config };
     }
     let closes_after = (options & 8 != 0).then_some(closes_after);
-    let run = |piece: usize| our_events(role, &config, closes_after, bytes, piece);
+    let deflate = (options & 16 != 0).then(agreed_deflate);
+    let run = |deflate, piece| our_events(role, &config, deflate, closes_after, bytes, piece);
 
-    let (whole, peak) = memory::peak(|| run(bytes.len().max(1)));
+    let (whole, peak) = memory::peak(|| run(deflate, bytes.len().max(1)));
     // Every frame of six bytes is an event, and some are an answer.
-    assert!(peak <= 40 * bytes.len() + 16_384, "{peak} bytes for {}", bytes.len());
-    assert_eq!(whole, run(1));
-    assert_eq!(whole, run(piece));
-    if closes_after.is_none() {
-        compare(whole.0, its_events(role, &config, bytes));
+    let mut peak_max = 40 * bytes.len() + 16_384;
+    if deflate.is_some() {
+        // What decompresses, or compresses, and what a message may grow to before it is refused.
+        let state = if closes_after.is_some() { 400 << 10 } else { 50 << 10 };
+        let messages: usize = whole.0.iter().map(message_len).sum();
+        peak_max += state + 3 * messages + 3 * config.message_len_max.min(1_100 * bytes.len());
     }
+    assert!(peak <= peak_max, "{peak} bytes for {}", bytes.len());
+    assert_eq!(whole, run(deflate, 1));
+    assert_eq!(whole, run(deflate, piece));
+    if closes_after.is_some() {
+        return;
+    }
+    let mut plain = whole;
+    if deflate.is_some() {
+        let with_deflate = plain.0;
+        plain = run(None, bytes.len().max(1));
+        if plain.0.last() == Some(&Event::Closed(Closed::Violation(Violation::ReservedBits))) {
+            let before = &plain.0[..plain.0.len() - 1];
+            assert!(with_deflate.starts_with(before), "{before:?}, and {with_deflate:?} with compression");
+        } else {
+            assert_eq!(plain.0, with_deflate);
+        }
+    }
+    compare(plain.0, its_events(role, &config, bytes));
+}
+
+fn message_len(event: &Event) -> usize {
+    match event {
+        Event::Binary(payload) => payload.len(),
+        Event::Text(text) => text.as_ref().len(),
+        Event::Ping(_) | Event::Pong(_) | Event::Closed(_) => 0,
+    }
+}
+
+/// Everything is compressed.
+const DEFLATE: Deflate = Deflate { level: 1, len_min: 0 };
+
+/// What is agreed on with a client that offers no more than it has to.
+fn agreed_deflate() -> AgreedDeflate {
+    let mut acceptor = Acceptor::new(HandshakeLimits::default()).with_deflate(Some(DEFLATE));
+    let request = acceptor.receive(b"GET / HTTP/1.1\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n");
+    request.expect("it reads").expect("it is complete").deflate().expect("the offer can be met")
 }
 
 /// The upgrade: whole and chopped are read alike; what both ends of ours agree on; and whether a key is
@@ -66,16 +105,17 @@ pub fn handshake(data: &[u8]) {
         0 => HandshakeLimits::default(),
         _ => HandshakeLimits { head_bytes_max: 250, headers_max: 6 },
     };
+    let deflate = (options & 8 != 0).then_some(DEFLATE);
     match options % 4 {
-        0 | 1 => request(script.0, piece, limits),
-        2 => response(script.0, piece, limits),
-        _ => both_ends(&mut script, piece),
+        0 | 1 => request(script.0, piece, limits, deflate),
+        2 => response(script.0, piece, limits, deflate),
+        _ => both_ends(&mut script, piece, deflate),
     }
 }
 
-fn request(bytes: &[u8], piece: usize, limits: HandshakeLimits) {
+fn request(bytes: &[u8], piece: usize, limits: HandshakeLimits, deflate: Option<Deflate>) {
     let run = |piece: usize| {
-        let mut acceptor = Acceptor::new(limits);
+        let mut acceptor = Acceptor::new(limits).with_deflate(deflate);
         for (index, part) in bytes.chunks(piece).enumerate() {
             let request = match acceptor.receive(part) {
                 Ok(None) => continue,
@@ -83,7 +123,7 @@ fn request(bytes: &[u8], piece: usize, limits: HandshakeLimits) {
                 Err(refusal) => return Some(Err(refusal)),
             };
             let head = (request.method.clone(), request.path.clone(), request.query.clone());
-            let headers = request.headers.clone();
+            let headers = (request.headers.clone(), request.deflate());
             let answer = request.accept(None, &[]);
             let mut rest = request.into_rest();
             rest.extend_from_slice(bytes.get(piece * (index + 1)..).unwrap_or(&[]));
@@ -112,7 +152,7 @@ fn request(bytes: &[u8], piece: usize, limits: HandshakeLimits) {
     }
 }
 
-fn response(bytes: &[u8], piece: usize, limits: HandshakeLimits) {
+fn response(bytes: &[u8], piece: usize, limits: HandshakeLimits, deflate: Option<Deflate>) {
     let request = ClientRequest {
         host: "host".into(),
         target: "/".into(),
@@ -120,12 +160,14 @@ fn response(bytes: &[u8], piece: usize, limits: HandshakeLimits) {
         headers: Vec::new(),
     };
     let run = |piece: usize| {
-        let mut client = ClientHandshake::new(request.clone(), limits, 1).expect("a plain request");
+        let client = ClientHandshake::new(request.clone(), limits, 1).expect("a plain request");
+        let mut client = client.with_deflate(deflate);
         for (index, part) in bytes.chunks(piece).enumerate() {
             match client.receive(part) {
                 Ok(None) => {}
                 Ok(Some(upgraded)) => {
-                    let (subprotocol, headers) = (upgraded.subprotocol.clone(), upgraded.headers.clone());
+                    let subprotocol = upgraded.subprotocol.clone();
+                    let headers = (upgraded.headers.clone(), upgraded.deflate);
                     let mut rest = upgraded.into_rest();
                     rest.extend_from_slice(bytes.get(piece * (index + 1)..).unwrap_or(&[]));
                     return Some(Ok((subprotocol, headers, rest)));
@@ -140,7 +182,8 @@ fn response(bytes: &[u8], piece: usize, limits: HandshakeLimits) {
     assert_eq!(whole, run(1));
     assert_eq!(whole, run(piece));
     match whole {
-        Some(Ok((subprotocol, headers, _))) => {
+        Some(Ok((subprotocol, (headers, agreed), _))) => {
+            assert!(agreed.is_none() || deflate.is_some(), "nobody has offered it");
             assert!(subprotocol.is_none_or(|chosen| request.subprotocols.contains(&chosen)));
             // Of the key that seed 1 makes.
             assert!(headers.get("sec-websocket-accept").is_some());
@@ -151,7 +194,7 @@ fn response(bytes: &[u8], piece: usize, limits: HandshakeLimits) {
 }
 
 /// Whatever a caller may ask for is refused, or arrives as it was meant and nothing else with it.
-fn both_ends(script: &mut Script<'_>, piece: usize) {
+fn both_ends(script: &mut Script<'_>, piece: usize, deflate: Option<Deflate>) {
     let mut text = || String::from_utf8_lossy(script.bytes()).into_owned();
     let (host, target) = (text(), text());
     let subprotocols: Vec<_> = (0..2).map(|_| text()).filter(|name| !name.is_empty()).collect();
@@ -170,9 +213,10 @@ fn both_ends(script: &mut Script<'_>, piece: usize) {
         subprotocols: subprotocols.clone(),
         headers: vec![(name.clone(), value.clone())],
     };
-    let Ok(mut client) = ClientHandshake::new(request, HandshakeLimits::default(), 9) else { return };
+    let Ok(client) = ClientHandshake::new(request, HandshakeLimits::default(), 9) else { return };
+    let mut client = client.with_deflate(deflate);
 
-    let mut acceptor = Acceptor::new(HandshakeLimits::default());
+    let mut acceptor = Acceptor::new(HandshakeLimits::default()).with_deflate(deflate);
     let asked = client.request().clone();
     let asked = asked.chunks(piece).find_map(|part| acceptor.receive(part).expect("what we wrote reads"));
     let asked = asked.expect("all of it was there");
@@ -182,7 +226,8 @@ fn both_ends(script: &mut Script<'_>, piece: usize) {
     assert_eq!(asked.header("host"), Some(trimmed(&host)));
     assert_eq!(asked.subprotocols().collect::<Vec<_>>(), subprotocols);
     assert_eq!(asked.header(&name), Some(trimmed(&value)));
-    let handshake_headers = 5 + usize::from(!subprotocols.is_empty());
+    assert_eq!(asked.deflate().is_some(), deflate.is_some());
+    let handshake_headers = 5 + usize::from(!subprotocols.is_empty()) + usize::from(deflate.is_some());
     assert_eq!(asked.headers.iter().count(), handshake_headers + 1, "a header slipped in");
 
     let chosen = subprotocols.last().map(String::as_str);
@@ -191,7 +236,9 @@ fn both_ends(script: &mut Script<'_>, piece: usize) {
     let upgraded = upgraded.expect("all of it was there");
     assert_eq!(upgraded.subprotocol.as_deref(), chosen);
     assert_eq!(upgraded.headers.get(&answer_name), Some(trimmed(&answer_value)));
-    assert_eq!(upgraded.headers.iter().count(), 4 + usize::from(chosen.is_some()), "a header slipped in");
+    assert_eq!(upgraded.deflate, asked.deflate());
+    let handshake_headers = 3 + usize::from(chosen.is_some()) + usize::from(deflate.is_some());
+    assert_eq!(upgraded.headers.iter().count(), handshake_headers + 1, "a header slipped in");
     assert_eq!(upgraded.into_rest(), b"");
 }
 
@@ -203,12 +250,13 @@ fn trimmed(value: &str) -> &str {
 fn our_events(
     role: Role,
     config: &Config,
+    deflate: Option<AgreedDeflate>,
     closes_after: Option<usize>,
     bytes: &[u8],
     piece: usize,
 ) -> (Vec<Event>, Vec<u8>) {
     let now = epoch();
-    let mut connection = Connection::new(role, config.clone(), now);
+    let mut connection = Connection::new(role, config.clone(), now).with_deflate(deflate);
     let (mut events, mut output) = (Vec::new(), Vec::new());
     let mut close_if_due = |connection: &mut Connection, events: &[Event]| {
         if closes_after == Some(events.len()) {
@@ -240,6 +288,7 @@ fn our_events(
     if role == Role::Server {
         // Nobody sends what no client would read.
         let client = Connection::new(Role::Client { mask_seed: 1 }, Config::default(), now);
+        let client = client.with_deflate(deflate);
         let (heard, rest) = hear(client, output.clone());
         assert!(!heard.iter().any(|event| matches!(event, Event::Closed(Closed::Violation(_)))), "{heard:?}");
         assert_eq!(rest, 0, "something follows the close frame");

@@ -14,7 +14,8 @@ HOST = 'adapters/host/src/host.rs'
 STORAGE = 'adapters/host/src/storage.rs'
 THREAD = 'adapters/store/src/thread.rs'
 MEMORY = 'adapters/store/src/memory.rs'
-SQLITE = 'adapters/store/src/sqlite.rs'
+SQLITE = 'adapters/store/src/sqlite/upkeep.rs'
+PROVIDER = 'src/provider.rs'
 WEBSOCKET = 'adapters/websocket/src/connection.rs'
 
 BUGS = [
@@ -84,11 +85,11 @@ BUGS = [
      'let state = if self.parked.is_empty() {',
      'let state = if self.parked.is_empty() || log.bytes().len() < usize::MAX {'),
     ('a compaction deletes what was appended meanwhile', MEMORY,
-     'updates.retain(|(written, _)| written > seq);',
-     'updates.clear();'),
+     'kept.records.retain(|(written, _)| written > seq);',
+     'kept.records.clear();'),
     ('a compaction deletes rows that came after its number', SQLITE,
-     '.filter(|row| row.seq <= *seq)',
-     '.filter(|row| row.seq <= *seq + 1)'),
+     '.filter(|row| row.seq <= seq)',
+     '.filter(|row| row.seq <= seq + 1)'),
     ('a compaction is handed out while a write is in flight', ROOM,
      'if self.storage.is_quiet() && self.storage.may_compact(now) {',
      'if self.storage.may_compact(now) {'),
@@ -211,4 +212,21 @@ BUGS = [
     ('what is left over behind an update is ignored', UPDATE,
      'if self.at == self.bytes.len() { Ok(()) }',
      'if self.at <= self.bytes.len() { Ok(()) }'),
+
+    # ---- the other end
+    ('an application is shown what lies beyond a gap', PROVIDER,
+     'let log: Vec<_> = journal.updates_since(self.applied).into_iter().flatten().cloned().collect();',
+     'let log: Vec<_> = update.map(|update| update.bytes().clone()).into_iter().collect();'),
+    ('an application keeps what waits to itself', PROVIDER,
+     'for waiting in self.document.waiting() {',
+     'for waiting in [Update::default(); 0] {'),
+    ('what somebody else writes acknowledges what an application wrote', PROVIDER,
+     '} else if self.unacknowledged.remove(update.inserts(), update.deletes()) {',
+     '} else if !mem::take(&mut self.unacknowledged).is_empty() {'),
+    ('an answer that was overtaken by an edit acknowledges it', PROVIDER,
+     'self.unacknowledged.remove(update.inserts(), update.deletes());\n            // Whoever',
+     'self.unacknowledged = Changes::default();\n            // Whoever'),
+    ('an application that connects sends only what it writes from then on', PROVIDER,
+     'Ok(known) => {\n                    let answered = match &mut connection.congestion {',
+     'Ok(_) => {\n                    let known = self.document.state_vector().unwrap_or_default();\n                    let answered = match &mut connection.congestion {'),
 ]

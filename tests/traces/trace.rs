@@ -1,8 +1,6 @@
 //! A recorded session as the updates that an editor sends while it is typed.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "a test touches the world")]
 
-use std::{fs::File, path::Path};
-
 use bytes::Bytes;
 
 /// A session by a single writer.
@@ -15,10 +13,16 @@ pub(crate) struct Trace {
 
 /// 259,778 keystrokes that wrote a paper, in the root `t`, by client 1.
 pub(crate) fn automerge_paper() -> Trace {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/traces/automerge-paper.json.gz");
-    let file = flate2::read::GzDecoder::new(File::open(path).expect("the trace is in the repository"));
+    automerge_paper_by(1)
+}
+
+/// The same by any client whose id is one byte: below 128.
+pub(crate) fn automerge_paper_by(client: u8) -> Trace {
+    let file = flate2::read::GzDecoder::new(&include_bytes!("automerge-paper.json.gz")[..]);
     let json: serde_json::Value = serde_json::from_reader(file).expect("the trace is JSON");
-    let mut typist = Typist { next: vec![0], previous: vec![0], deleted: vec![true], left: 0, position: 0 };
+    assert!(client < 128, "the id is one byte");
+    let mut typist =
+        Typist { client, next: vec![0], previous: vec![0], deleted: vec![true], left: 0, position: 0 };
     let patches =
         json["txns"].as_array().into_iter().flatten().flat_map(|txn| txn["patches"].as_array()).flatten();
     let updates = patches.map(|patch| {
@@ -34,6 +38,7 @@ pub(crate) fn automerge_paper() -> Trace {
 /// The text as a list of characters, deleted ones included. Character `n` has clock `n - 1`; 0 is the
 /// start, and the end. Keeps its place, because whoever types stays near it.
 struct Typist {
+    client: u8,
     next: Vec<usize>,
     previous: Vec<usize>,
     deleted: Vec<bool>,
@@ -75,11 +80,11 @@ impl Typist {
                 self.left = self.next[self.left];
             }
             let right = self.next[self.left];
-            update.extend([1, 1]);
+            update.extend([1, self.client]);
             write_var_uint(&mut update, self.next.len() as u64 - 1);
             update.push(4 | u8::from(self.left != 0) << 7 | u8::from(right != 0) << 6);
             for id in [self.left, right].into_iter().filter(|&id| id != 0) {
-                update.push(1);
+                update.push(self.client);
                 write_var_uint(&mut update, id as u64 - 1);
             }
             if self.left == 0 && right == 0 {
@@ -99,7 +104,7 @@ impl Typist {
         }
         update.push(u8::from(!deletes.is_empty()));
         if !deletes.is_empty() {
-            update.push(1);
+            update.push(self.client);
             write_var_uint(&mut update, deletes.len() as u64);
             for (clock, len) in deletes {
                 write_var_uint(&mut update, clock);

@@ -17,17 +17,21 @@ pub struct Bell {
 struct Rung {
     is_rung: bool,
     waiting: Option<std::task::Waker>,
+    /// How many threads wait: to call nobody costs a system call as well.
+    threads: usize,
 }
 
 impl Bell {
     /// Calls; never waits, and may be called often.
     pub fn ring(&self) {
-        let waiting = {
+        let (waiting, threads) = {
             let mut rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
             rung.is_rung = true;
-            rung.waiting.take()
+            (rung.waiting.take(), rung.threads)
         };
-        self.threads.notify_one();
+        if threads > 0 {
+            self.threads.notify_one();
+        }
         if let Some(waiting) = waiting {
             waiting.wake();
         }
@@ -39,7 +43,10 @@ impl Bell {
         if std::mem::take(&mut rung.is_rung) {
             return Poll::Ready(());
         }
-        rung.waiting = Some(cx.waker().clone());
+        match &mut rung.waiting {
+            Some(waiting) => waiting.clone_from(cx.waker()),
+            None => rung.waiting = Some(cx.waker().clone()),
+        }
         Poll::Pending
     }
 
@@ -48,7 +55,9 @@ impl Bell {
         let mut rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
         if !rung.is_rung {
             let timeout = timeout.unwrap_or(Duration::MAX);
+            rung.threads += 1;
             rung = self.threads.wait_timeout(rung, timeout).unwrap_or_else(PoisonError::into_inner).0;
+            rung.threads -= 1;
         }
         rung.is_rung = false;
     }

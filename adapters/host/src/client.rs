@@ -17,8 +17,8 @@ use yrs_websocket::{
     update::ClientId,
 };
 use yrs_websocket_rfc6455::{
-    self as rfc6455, ClientHandshake, ClientHandshakeError, ClientRequest, CloseCode, HandshakeLimits,
-    InvalidClientRequest, Role,
+    self as rfc6455, ClientHandshake, ClientHandshakeError, ClientRequest, CloseCode, Deflate,
+    HandshakeLimits, InvalidClientRequest, Role,
 };
 
 use crate::{bell::Bell, outbox::Outbox};
@@ -35,6 +35,9 @@ pub struct ClientOptions {
     pub websocket: rfc6455::Config,
     /// Limits of the response's head.
     pub handshake: HandshakeLimits,
+    /// How messages are compressed where the server agrees (permessage-deflate); `None`, the default, does not
+    /// offer it.
+    pub deflate: Option<Deflate>,
     /// Bytes that wait for the socket from which on nothing more is sent before three quarters have
     /// left; 0 stands for 1 MiB.
     pub outbox_bytes_max: usize,
@@ -278,6 +281,7 @@ impl Client {
         }
         match ClientHandshake::new(request, self.options.handshake, self.draw()) {
             Ok(handshake) => {
+                let handshake = handshake.with_deflate(self.options.deflate);
                 self.outbox.push(handshake.request().clone());
                 self.layer = Layer::Handshake(Box::new(handshake));
             }
@@ -304,10 +308,12 @@ impl Client {
             match handshake.receive(input) {
                 Ok(None) => return,
                 Ok(Some(upgraded)) => {
+                    let deflate = upgraded.deflate;
                     rest = upgraded.into_rest();
                     input = &mut rest;
                     let role = Role::Client { mask_seed: self.draw() };
                     let websocket = rfc6455::Connection::new(role, Arc::clone(&self.websocket), now);
+                    let websocket = websocket.with_deflate(deflate);
                     self.layer = Layer::Open(Box::new(websocket));
                     self.tell(now, Input::Connected);
                 }

@@ -12,7 +12,9 @@ use yrs_websocket::{
     CloseReason, ConnectionId, Event, Input, Join, Output, Outputs, Recipients, RoomName, Server,
     journal::Squashed,
 };
-use yrs_websocket_rfc6455::{self as rfc6455, CloseCode, Opcode, Refusal, Role, encode_frame, frame_header};
+use yrs_websocket_rfc6455::{
+    self as rfc6455, CloseCode, Deflater, Opcode, Refusal, Role, encode_frame, frame_header,
+};
 use yrs_websocket_store as store;
 
 use crate::{Admitted, Hooks, Options, Storage, outbox::Outbox, storage, upgrade::HookPanicked};
@@ -93,10 +95,12 @@ pub struct Counters {
     pub refused: u64,
     /// Frames received.
     pub frames_in: u64,
-    /// Bytes of payload received.
+    /// Bytes of payload received, decompressed.
     pub bytes_in: u64,
     /// Frames made; each is encoded once.
     pub frames_out: u64,
+    /// How often one of them was compressed: once for all who have agreed on the same.
+    pub frames_deflated: u64,
     /// Frames put into an outbox, one per recipient.
     pub deliveries: u64,
     /// Bytes put into outboxes.
@@ -126,6 +130,7 @@ impl Counters {
         self.frames_in += other.frames_in;
         self.bytes_in += other.bytes_in;
         self.frames_out += other.frames_out;
+        self.frames_deflated += other.frames_deflated;
         self.deliveries += other.deliveries;
         self.bytes_out += other.bytes_out;
         self.appends += other.appends;
@@ -146,6 +151,7 @@ pub struct Host<S> {
     hooks: Hooks,
     websocket: Arc<rfc6455::Config>,
     outbox_bytes_max: usize,
+    deflater: Deflater,
     slots: Vec<Slot<S>>,
     free: Vec<u32>,
     /// Who has something to write since the last flush.
@@ -198,6 +204,7 @@ impl<S: Socket> Host<S> {
             hooks: options.hooks.clone(),
             websocket: Arc::new(websocket),
             outbox_bytes_max: options.limits.outbox_bytes_max,
+            deflater: Deflater::new(),
             slots: Vec::new(),
             free: Vec::new(),
             dirty: Vec::new(),
@@ -220,7 +227,7 @@ impl<S: Socket> Host<S> {
         socket: S,
         admitted: Admitted,
     ) -> Result<ConnectionId, (S, Refusal)> {
-        let Admitted { admission, response, mut rest } = admitted;
+        let Admitted { admission, response, deflate, mut rest } = admitted;
         if let Err(refusal) = self.server.admits(&admission.room) {
             self.counters.refused += 1;
             let response = Refusal::new(503).with_header("Retry-After", RETRY_AFTER_SECONDS);
@@ -229,6 +236,7 @@ impl<S: Socket> Host<S> {
             return Err((socket, response.unwrap_or_else(|_| Refusal::new(503))));
         }
         let websocket = rfc6455::Connection::new(Role::Server, Arc::clone(&self.websocket), now);
+        let websocket = websocket.with_deflate(deflate);
         let mut outbox = Outbox::default();
         outbox.push(response);
         let connection = Box::new(Connection {
@@ -266,6 +274,10 @@ impl<S: Socket> Host<S> {
                 Some(_) => {}
                 None => break,
             }
+        }
+        // What the core has held back for the rest of these bytes.
+        if self.server.next_timeout().is_some_and(|timeout| timeout <= now) {
+            self.handle(now, Input::Timeout);
         }
         self.flush(now);
     }
@@ -538,25 +550,34 @@ impl<S: Socket> Host<S> {
         }
     }
 
-    /// Frames once, for everybody.
+    /// Frames once, for everybody; compresses once, for all who have agreed on the same.
     fn send(&mut self, to: &Recipients, frame: &Bytes) {
-        let (head, tail) = if frame.len() <= COPIED_FRAME_MAX {
-            (encode_frame(Opcode::Binary, frame), Bytes::new())
-        } else {
-            (Bytes::copy_from_slice(frame_header(Opcode::Binary, frame.len()).as_ref()), frame.clone())
-        };
+        let mut plain = None;
+        let mut deflated = Vec::<(_, Bytes)>::new();
         self.counters.frames_out += 1;
-        let len = (head.len() + tail.len()) as u64;
         for id in to.iter() {
             let Some(connection) = get_mut(&mut self.slots, id) else { continue };
             // After its close frame a connection is sent nothing (RFC 6455 section 5.5.1).
             if !connection.websocket.is_open() {
                 continue;
             }
-            connection.outbox.push(head.clone());
-            connection.outbox.push(tail.clone());
+            let agreed = connection.websocket.deflate().filter(|agreed| agreed.applies_to(frame.len()));
+            let (head, tail) = match agreed {
+                None => plain.get_or_insert_with(|| framed(frame)).clone(),
+                Some(agreed) => match deflated.iter().find(|(made_for, _)| *made_for == agreed) {
+                    Some((_, made)) => (made.clone(), Bytes::new()),
+                    None => {
+                        let made = self.deflater.encode_frame(agreed, Opcode::Binary, frame);
+                        self.counters.frames_deflated += 1;
+                        deflated.push((agreed, made.clone()));
+                        (made, Bytes::new())
+                    }
+                },
+            };
             self.counters.deliveries += 1;
-            self.counters.bytes_out += len;
+            self.counters.bytes_out += (head.len() + tail.len()) as u64;
+            connection.outbox.push(head);
+            connection.outbox.push(tail);
             if !mem::replace(&mut connection.dirty, true) {
                 self.dirty.push(id);
             }
@@ -745,6 +766,15 @@ impl<S: Socket> Host<S> {
     fn get_mut(&mut self, id: ConnectionId) -> Option<&mut Connection<S>> {
         get_mut(&mut self.slots, id)
     }
+}
+
+/// A frame in one piece, or where it is long as a header and the bytes that somebody sent.
+fn framed(frame: &Bytes) -> (Bytes, Bytes) {
+    if frame.len() <= COPIED_FRAME_MAX {
+        return (encode_frame(Opcode::Binary, frame), Bytes::new());
+    }
+    let header = frame_header(Opcode::Binary, frame.len());
+    (Bytes::copy_from_slice(header.as_ref()), frame.clone())
 }
 
 fn get<S>(slots: &[Slot<S>], id: ConnectionId) -> Option<&Connection<S>> {

@@ -8,15 +8,22 @@ use bytes::{Buf, Bytes};
 /// Bytes on their way to one socket; pieces are shared with the outboxes of others.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
-    pieces: VecDeque<Bytes>,
+    /// The first piece, mostly the only one; empty if there is none.
+    first: Bytes,
+    rest: VecDeque<Bytes>,
     bytes: usize,
 }
 
 impl Outbox {
     pub(crate) fn push(&mut self, piece: Bytes) {
-        if !piece.is_empty() {
-            self.bytes += piece.len();
-            self.pieces.push_back(piece);
+        if piece.is_empty() {
+            return;
+        }
+        self.bytes += piece.len();
+        if self.first.is_empty() {
+            self.first = piece;
+        } else {
+            self.rest.push_back(piece);
         }
     }
 
@@ -25,12 +32,17 @@ impl Outbox {
         &mut self,
         mut write: impl FnMut(&[IoSlice<'_>]) -> io::Result<usize>,
     ) -> io::Result<()> {
-        while !self.pieces.is_empty() {
-            let mut slices = [IoSlice::new(&[]); GATHER_MAX];
-            for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
-                *slice = IoSlice::new(piece);
-            }
-            match write(&slices[..self.pieces.len().min(GATHER_MAX)]) {
+        while !self.is_empty() {
+            let written = if self.rest.is_empty() {
+                write(&[IoSlice::new(&self.first)])
+            } else {
+                let mut slices = [IoSlice::new(&self.first); GATHER_MAX];
+                for (slice, piece) in slices[1..].iter_mut().zip(&self.rest) {
+                    *slice = IoSlice::new(piece);
+                }
+                write(&slices[..(1 + self.rest.len()).min(GATHER_MAX)])
+            };
+            match written {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => self.advance(written),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -47,31 +59,25 @@ impl Outbox {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
+        self.bytes == 0
     }
 
     fn advance(&mut self, mut written: usize) {
         self.bytes -= written;
-        while let Some(piece) = self.pieces.front_mut() {
-            if written < piece.len() {
-                piece.advance(written);
-                return;
-            }
-            written -= piece.len();
-            self.pieces.pop_front();
+        while written >= self.first.len() && !self.first.is_empty() {
+            written -= self.first.len();
+            self.first = self.rest.pop_front().unwrap_or_default();
         }
+        self.first.advance(written);
         // A burst must not leave its room behind in every idle connection.
-        if self.pieces.capacity() > KEPT_CAPACITY {
-            self.pieces = VecDeque::new();
+        if self.rest.is_empty() && self.rest.capacity() > 0 {
+            self.rest = VecDeque::new();
         }
     }
 }
 
 /// Pieces per system call.
 const GATHER_MAX: usize = 16;
-
-/// Empty places that an outbox keeps.
-const KEPT_CAPACITY: usize = 8;
 
 #[cfg(test)]
 mod tests {

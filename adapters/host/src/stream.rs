@@ -119,15 +119,18 @@ pub async fn read_request<S: Socket + Send + 'static, T: Future<Output = ()>>(
     sleep: impl Fn(Instant) -> T,
 ) -> io::Result<Option<Admitted>> {
     let mut upgrade = Upgrade::new(shards.options());
-    let mut buffer = [0; HEAD_BUFFER_LEN];
     let reading = async {
         loop {
-            let len = poll_fn(|cx| stream.poll_read(cx, &mut buffer)).await?;
-            if len == 0 {
-                return io::Result::Ok(None);
-            }
-            if let Some(upgraded) = upgrade.receive(&buffer[..len]).transpose() {
-                return Ok(Some(upgraded));
+            let received = poll_fn(|cx| {
+                SCRATCH.with_borrow_mut(|scratch| {
+                    let read = stream.poll_read(cx, scratch);
+                    read.map_ok(|len| (len > 0).then(|| upgrade.receive(&scratch[..len])))
+                })
+            });
+            match received.await?.map(Result::transpose) {
+                None => return io::Result::Ok(None),
+                Some(None) => {}
+                Some(upgraded) => return Ok(upgraded),
             }
         }
     };
@@ -162,8 +165,10 @@ pub async fn refuse(
         }
         poll_fn(|cx| stream.poll_flush(cx)).await?;
         poll_fn(|cx| stream.poll_shut_down(cx)).await?;
-        let mut buffer = [0; HEAD_BUFFER_LEN];
-        while poll_fn(|cx| stream.poll_read(cx, &mut buffer)).await.is_ok_and(|len| len > 0) {}
+        while poll_fn(|cx| SCRATCH.with_borrow_mut(|scratch| stream.poll_read(cx, scratch)))
+            .await
+            .is_ok_and(|len| len > 0)
+        {}
         Ok(())
     };
     before(linger, refusing).await.unwrap_or(Ok(()))
@@ -381,9 +386,6 @@ const BUFFER_LEN: usize = 16 << 10;
 
 /// Read at once by a server.
 const SCRATCH_LEN: usize = 64 << 10;
-
-/// Heads are a few hundred bytes.
-const HEAD_BUFFER_LEN: usize = 2 << 10;
 
 /// How long a client that was refused may take to read why, and to close.
 pub const REFUSAL_LINGER: Duration = Duration::from_secs(2);

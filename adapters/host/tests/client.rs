@@ -16,7 +16,7 @@ use yrs_websocket::{
 };
 use yrs_websocket_host::{
     Client, ClientNext, ClientOptions, DialError, Next, Options,
-    rfc6455::{InvalidClientRequest, Refusal},
+    rfc6455::{Deflate, InvalidClientRequest, Refusal},
     target,
 };
 
@@ -42,6 +42,36 @@ fn it_converges_with_a_host_however_the_bytes_are_split() {
         assert_eq!(alice.text(), bob.text());
         assert!(!alice.client.provider().has_unacknowledged());
         assert_eq!(alice.client.next(), RUN);
+    }
+}
+
+#[test]
+fn what_is_long_is_compressed_on_its_way_where_both_ends_want_it() {
+    for (server_wants, client_wants) in [(true, true), (true, false), (false, true), (false, false)] {
+        let mut options = Options::default();
+        options.deflate = server_wants.then(Deflate::default);
+        let mut world = World::new(options);
+        let peer = |world: &World, id| {
+            Peer::with(world.now, id, |options| options.deflate = client_wants.then(Deflate::default))
+        };
+        let (mut alice, mut bob) = (peer(&world, 1), peer(&world, 2));
+        alice.join(&mut world, 1000);
+        bob.join(&mut world, 1000);
+
+        alice.edit(&"long".repeat(5000));
+        alice.client.wake(world.now);
+        let up = alice.written(usize::MAX);
+        let up_len = up.len();
+        world.receive(alice.id.unwrap(), up);
+        let mut down = bob.pipe.take();
+        let lens = [up_len, down.len()];
+        if server_wants && client_wants {
+            assert!(lens.iter().all(|len| *len < 1000), "{lens:?}");
+        } else {
+            assert!(lens.iter().all(|len| *len > 20_000), "{lens:?}");
+        }
+        bob.client.received(world.now, &mut down);
+        assert_eq!(bob.text(), alice.text());
     }
 }
 

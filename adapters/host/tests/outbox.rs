@@ -8,7 +8,7 @@ use bytes::Bytes;
 use common::{EMPTY_STEP2, Frame, STEP1, World, edit, masked, presence};
 use yrs::{Doc, GetString, ReadTxn, Transact, Update, updates::decoder::Decode};
 use yrs_websocket::message::Message;
-use yrs_websocket_host::{Next, Options};
+use yrs_websocket_host::{Next, Options, rfc6455::Deflate};
 
 #[test]
 fn a_broadcast_is_framed_once_and_shared() {
@@ -39,6 +39,76 @@ fn a_broadcast_is_framed_once_and_shared() {
     assert_eq!(after.deliveries - before.deliveries, 3);
     assert_eq!(after.bytes_out - before.bytes_out, 3 * (long.len() as u64 + 4));
     assert_eq!(after.appends - before.appends, 1);
+}
+
+#[test]
+fn a_broadcast_is_compressed_once_for_all_who_have_agreed_on_the_same() {
+    let mut options = Options::default();
+    options.deflate = Some(Deflate::default());
+    let mut world = World::new(options);
+    let (alice, _) = world.join("notes");
+    let plain = [(); 2].map(|()| world.join("notes").1);
+    let wide = [(); 3].map(|()| world.join_with("notes", "permessage-deflate").1);
+    let narrow = [(); 2].map(|()| world.join_with("notes", "permessage-deflate; server_max_window_bits=9").1);
+    let before = world.host.counters();
+
+    let long = edit(1, &"always the same ".repeat(2_000));
+    world.send(alice, &long);
+
+    let piece = |pipe: &common::Pipe| pipe.state().calls[0][0];
+    let (of_wide, of_narrow) = (piece(&wide[0]), piece(&narrow[0]));
+    assert!(of_wide.1 < 3_000 && of_narrow.1 < 3_000, "{} and {} bytes", of_wide.1, of_narrow.1);
+    assert_eq!(wide.each_ref().map(piece), [of_wide; 3], "the same bytes in the same place");
+    assert_eq!(narrow.each_ref().map(piece), [of_narrow; 2]);
+    assert_ne!(of_wide.0, of_narrow.0);
+    let after = world.host.counters();
+    assert_eq!(after.frames_deflated - before.frames_deflated, 2);
+    assert_eq!(after.deliveries - before.deliveries, 8);
+    let plain_len = 3 * (long.len() as u64 + 4);
+    let deflated_len = (3 * of_wide.1 + 2 * of_narrow.1) as u64;
+    assert_eq!(after.bytes_out - before.bytes_out, plain_len + deflated_len);
+
+    for pipe in &plain {
+        assert_eq!(pipe.frames(), [Frame::binary(&long)]);
+    }
+    for pipe in wide.iter().chain(&narrow) {
+        assert_eq!(common::messages(&pipe.take()), std::slice::from_ref(&long));
+    }
+
+    world.pass(Duration::from_secs(1));
+    world.send(alice, &edit(2, "short"));
+    for pipe in plain.iter().chain(&wide).chain(&narrow) {
+        assert_eq!(pipe.frames(), [Frame::binary(&edit(2, "short"))]);
+    }
+    assert_eq!(world.host.counters().frames_deflated - before.frames_deflated, 2);
+}
+
+#[test]
+fn what_a_client_compressed_counts_as_what_it_is_and_is_bounded() {
+    let mut options = Options::default();
+    options.deflate = Some(Deflate::default());
+    options.config.frame_len_max = 50_000;
+    let mut world = World::new(options);
+    let long = edit(1, &"x".repeat(49_000));
+    let (alice, _) = world.join_with("notes", "permessage-deflate");
+    let (_, bobs) = world.join("notes");
+    world.receive(alice, common::deflated(&long));
+    assert_eq!(world.host.counters().bytes_in, long.len() as u64);
+    assert_eq!(bobs.frames(), [Frame::binary(&long)]);
+
+    let (mallory, mallorys) = world.join_with("notes", "permessage-deflate");
+    world.receive(mallory, common::deflated(&vec![0; 50_001]));
+    assert_eq!(mallorys.frames(), [Frame::close(1009, "a message is too long")]);
+    assert_eq!(world.host.counters().violations, 1);
+}
+
+#[test]
+fn what_is_not_turned_on_is_not_agreed_to() {
+    let mut world = World::new(Options::default());
+    let (alice, pipe) = world.join_with("notes", "permessage-deflate");
+    let frame = common::deflated(STEP1);
+    world.receive(alice, frame);
+    assert_eq!(pipe.frames(), [Frame::close(1002, "a reserved bit is set")]);
 }
 
 #[test]

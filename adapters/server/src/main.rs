@@ -1,5 +1,7 @@
 //! A Yjs WebSocket server: start it and point `y-websocket` at it.
 
+mod store;
+
 use std::{
     fs::File,
     io::{self, IsTerminal, Write},
@@ -13,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use socket2::{Domain, Socket, Type};
 use tokio::{
     net::TcpListener,
@@ -21,19 +23,31 @@ use tokio::{
 };
 use tracing::{error, info, level_filters::LevelFilter, warn};
 use yrs_websocket::Event;
-use yrs_websocket_store::SqliteStore;
-use yrs_websocket_tokio::{Observer, Options, Service, record::Recorder};
+use yrs_websocket_store::{FileStore, Fsync, Report, SqliteStore, TempFileStore};
+use yrs_websocket_tokio::{Observer, Options, Service, record::Recorder, rfc6455::Deflate};
 
 /// Serves Yjs documents over WebSocket.
 #[derive(Debug, Parser)]
 #[command(version, after_help = "Clients: new WebsocketProvider('ws://127.0.0.1:1234', 'my-room', doc)")]
+#[command(args_conflicts_with_subcommands = true)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Where to listen; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:1234", value_name = "ADDRESS")]
     listen: SocketAddr,
-    /// Where documents are kept: `sqlite:PATH`, or `memory`, which forgets them at the end.
+    /// Where documents are kept: `sqlite:PATH`; `file:FOLDER`, one file for each; `temp`, files in a temporary
+    /// folder, or `memory`, which both forget them at the end.
     #[arg(long, default_value = "sqlite:./yrs-websocket.sqlite3", value_name = "STORE")]
     store: StoreUrl,
+    /// Compresses messages of a kilobyte and more for clients that offer it (permessage-deflate), as all browsers
+    /// do: less on the wire for more work here.
+    #[arg(long)]
+    deflate: bool,
+    /// When files are made durable: `always`, before an edit is acknowledged; `interval:MS`, at most so many
+    /// milliseconds later, and `never`, when the system does it: both lose edits if the power fails.
+    #[arg(long, default_value = "always", value_name = "WHEN", value_parser = parse_fsync)]
+    fsync: Fsync,
     /// What is logged to stderr: off, error, warn, info, debug or trace.
     #[arg(long, default_value = "info", value_name = "LEVEL")]
     log: LevelFilter,
@@ -43,10 +57,17 @@ struct Arguments {
     record: Option<PathBuf>,
 }
 
+#[derive(Debug, Subcommand)]
+enum Command {
+    Store(store::Arguments),
+}
+
 #[derive(Debug, Clone)]
 enum StoreUrl {
     Memory,
     Sqlite(PathBuf),
+    File(PathBuf),
+    Temp,
 }
 
 impl FromStr for StoreUrl {
@@ -55,14 +76,33 @@ impl FromStr for StoreUrl {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
             None if text == "memory" => Ok(Self::Memory),
+            None if text == "temp" => Ok(Self::Temp),
             Some(("sqlite", path)) if !path.is_empty() => Ok(Self::Sqlite(path.into())),
-            _ => Err("expected `memory` or `sqlite:PATH`".into()),
+            Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
+            _ => Err("expected `sqlite:PATH`, `file:FOLDER`, `temp` or `memory`".into()),
         }
     }
 }
 
+fn parse_fsync(text: &str) -> Result<Fsync, String> {
+    match text.split_once(':') {
+        None if text == "always" => return Ok(Fsync::Always),
+        None if text == "never" => return Ok(Fsync::Never),
+        Some(("interval", interval)) => {
+            if let Ok(interval) = interval.parse() {
+                return Ok(Fsync::Interval(Duration::from_millis(interval)));
+            }
+        }
+        _ => {}
+    }
+    Err("expected `always`, `interval:MILLISECONDS` or `never`".into())
+}
+
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let mut arguments = Arguments::parse();
+    if let Some(Command::Store(arguments)) = arguments.command.take() {
+        return store::run(arguments);
+    }
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
@@ -120,6 +160,7 @@ async fn run(arguments: Arguments) -> Result<ExitCode, ExitCode> {
 
 fn start(arguments: &Arguments) -> Result<Service, ExitCode> {
     let mut options = Options::default();
+    options.deflate = arguments.deflate.then(Deflate::default);
     options.hooks.on_event = Some(Arc::new(log));
     options.hooks.on_store_error = Some(Arc::new(|room, error| error!(%room, "{error}")));
     let shards = thread::available_parallelism().map_or(1, Into::into);
@@ -144,8 +185,28 @@ fn start(arguments: &Arguments) -> Result<Service, ExitCode> {
             info!("documents are kept in {}", path.display());
             Service::with_store(options, shards, store)
         }
+        StoreUrl::File(path) => {
+            let store = FileStore::open(path).map_err(|error| failed("cannot open the store", &error))?;
+            info!("documents are kept in {}, one file for each", path.display());
+            Service::with_store(options, shards, configured(store, arguments.fsync)?)
+        }
+        StoreUrl::Temp => {
+            let store = TempFileStore::new().map_err(|error| failed("cannot open the store", &error))?;
+            warn!("documents are kept in {} until the end", store.path().display());
+            let store = store.try_map(|store| configured(store, arguments.fsync))?;
+            Service::with_store(options, shards, store)
+        }
     };
     service.map_err(|error| failed("cannot start", &error))
+}
+
+fn configured(store: FileStore, fsync: Fsync) -> Result<FileStore, ExitCode> {
+    let store = store.with_reports(|report| match report {
+        Report::Upgraded { .. } => info!("{report}"),
+        Report::SyncFailed { .. } => error!("{report}"),
+        _ => warn!("{report}"),
+    });
+    store.with_fsync(fsync).map_err(|error| failed("cannot open the store", &error))
 }
 
 /// Makes a file that nobody else may read, and that is no older recording.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use yrs::{ReadTxn, Transact, updates::decoder::Decode};
+use yrs::{Doc, ReadTxn, Transact, updates::decoder::Decode};
 use yrs_websocket::{
     RoomName, Server,
     journal::{Journal, JournalLimits, Squashed},
@@ -16,7 +16,6 @@ use yrs_websocket::{
 use yrs_websocket_store::{Request, StoreError};
 
 use crate::{
-    client::Client,
     disk::{Book, Content, scan},
     document::{document, value},
 };
@@ -44,6 +43,18 @@ impl fmt::Display for Violation {
 }
 
 impl std::error::Error for Violation {}
+
+/// Somebody who works on the document of a room.
+pub(crate) struct Member<'a> {
+    pub(crate) name: String,
+    pub(crate) doc: &'a Doc,
+    /// What it changed.
+    pub(crate) made: &'a Content,
+    /// What it says of itself, if it is there.
+    pub(crate) present: Option<(ClientId, Bytes)>,
+    /// Whom it shows, if it looks.
+    pub(crate) shows: Option<BTreeMap<ClientId, Bytes>>,
+}
 
 /// The store is asked in the order that its vocabulary demands: one request per room outstanding, loads
 /// before writes, appends numbered without gaps, compactions of what is durable.
@@ -112,7 +123,7 @@ pub(crate) fn squash_loses_nothing(
 
 /// What the server shows a client of its own edits is on the disk.
 pub(crate) fn acknowledged_is_durable(
-    name: usize,
+    who: impl fmt::Display,
     acknowledged: &Content,
     book: &Book,
 ) -> Result<(), Violation> {
@@ -120,7 +131,7 @@ pub(crate) fn acknowledged_is_durable(
     if early.is_empty() {
         return Ok(());
     }
-    let detail = format!("client {name} was shown its own {early}, which is not on the disk");
+    let detail = format!("{who} was shown its own {early}, which is not on the disk");
     Err(Violation::new("what is acknowledged is durable", detail))
 }
 
@@ -170,7 +181,7 @@ pub(crate) fn rooms_are_bounded(server: &Server, config: &yrs_websocket::Config)
 /// that was acknowledged.
 pub(crate) fn replicas_agree(
     room: &RoomName,
-    clients: &[(usize, &Client)],
+    members: &[Member<'_>],
     stored: &[Bytes],
     acknowledged: &Content,
 ) -> Result<(), Violation> {
@@ -193,19 +204,17 @@ pub(crate) fn replicas_agree(
         return Err(Violation::new("nothing acknowledged is lost", format!("{room}: {lost}")));
     }
     let expected = value(&doc);
-    for (name, client) in clients {
-        let lost = content.missing_of(&client.made);
+    for Member { name, made, .. } in members {
+        let lost = content.missing_of(made);
         if !lost.is_empty() {
-            return Err(Violation::new(
-                "what an honest client has is stored",
-                format!("{room}: client {name}: {lost}"),
-            ));
+            let detail = format!("{room}: {name}: {lost}");
+            return Err(Violation::new("what an honest client has is stored", detail));
         }
     }
-    for (name, client) in clients {
-        let found = client.value();
+    for Member { name, doc, .. } in members {
+        let found = value(doc);
         if found != expected {
-            let detail = format!("{room}: client {name} has\n{found}\nthe store has\n{expected}");
+            let detail = format!("{room}: {name} has\n{found}\nthe store has\n{expected}");
             return Err(Violation::new("replicas agree", detail));
         }
     }
@@ -225,27 +234,14 @@ pub(crate) fn replicas_agree(
 }
 
 /// Who looks is shown exactly those present, with what they say of themselves.
-pub(crate) fn presence_is_exact(
-    room: &RoomName,
-    present: &[(usize, &Client)],
-    lookers: &[(usize, &Client)],
-) -> Result<(), Violation> {
-    let mut expected = BTreeMap::new();
-    for (_, client) in present {
-        expected.extend(client.presence.present().remove_entry(&client.id));
-    }
-    for (name, client) in lookers {
-        let found = client.presence.present();
-        if found != expected {
+pub(crate) fn presence_is_exact(room: &RoomName, members: &[Member<'_>]) -> Result<(), Violation> {
+    let expected: BTreeMap<_, _> = members.iter().filter_map(|member| member.present.clone()).collect();
+    for Member { name, shows, .. } in members {
+        if let Some(found) = shows.as_ref().filter(|found| **found != expected) {
             let ids = |map: &BTreeMap<ClientId, Bytes>| {
                 map.iter().map(|(id, state)| format!("{}={state:?}", id.get())).collect::<BTreeSet<_>>()
             };
-            let detail = format!(
-                "{room}: client {name} ({}) shows {:?}, present are {:?}",
-                client.id.get(),
-                ids(&found),
-                ids(&expected)
-            );
+            let detail = format!("{room}: {name} shows {:?}, present are {:?}", ids(found), ids(&expected));
             return Err(Violation::new("presence is exact", detail));
         }
     }

@@ -18,8 +18,8 @@ use yrs_websocket_rfc6455::{self as rfc6455, ClientHandshake, ClientRequest, Han
 
 use crate::{
     Violation,
-    disk::{Content, scan},
-    document::{Undo, document, edit, value},
+    disk::{Content, missing, scan},
+    document::{Undo, document, edit},
     network::LinkId,
     random::Random,
 };
@@ -170,15 +170,14 @@ pub(crate) struct Client {
     pub(crate) doc: Doc,
     /// What the document has, and what waits for something that is missing.
     journal: Journal,
-    /// Updates of which something waits.
-    waiting: Vec<Bytes>,
     pub(crate) id: ClientId,
     pub(crate) presence: Presence,
     pub(crate) session: Option<Session>,
     /// Does not come back before.
     pub(crate) away_until: Duration,
     pub(crate) failures: u32,
-    /// What it wrote under this id.
+    /// What it wrote under this id, and what it deleted without an edit: of two values of one key a document
+    /// deletes one.
     pub(crate) made: Content,
 }
 
@@ -201,7 +200,6 @@ impl Client {
             undo: random.permille(400).then(|| Undo::new(&doc)),
             doc,
             journal: Journal::new(JournalLimits::default()),
-            waiting: Vec::new(),
             id,
             presence: Presence::new(id, shy, now),
             session: None,
@@ -243,11 +241,12 @@ impl Client {
                 let known = yrs::StateVector::decode_v1(&state_vector)
                     .map_err(|error| Violation::new("state vectors decode", error))?;
                 // Without what is pending: where pending updates overlap, yrs 0.28 merges them under wrong clocks.
-                let update = self.doc.transact().encode_diff_v1(&known);
-                answers.push(Message::SyncStep2(update.into()).encode());
-                // Yjs puts what waits into the same message.
-                let waiting = self.waiting.iter().cloned();
-                answers.extend(waiting.map(|update| Message::Update(update).encode()));
+                let update = Bytes::from(self.doc.transact().encode_diff_v1(&known));
+                self.add_deletes_of_its_own(&update);
+                answers.push(Message::SyncStep2(update).encode());
+                // Yjs puts what waits into the same message, structs and deletes.
+                let waiting = self.journal.waiting().into_iter();
+                answers.extend(waiting.map(|update| Message::Update(update.bytes().clone()).encode()));
             }
             Message::SyncStep2(update) => {
                 if let Some(session) = &mut self.session {
@@ -281,15 +280,9 @@ impl Client {
     /// Gives the document what it can integrate. Yjs keeps the rest until its time has come; yrs shows what
     /// lies beyond a gap in the clocks of one client, and then writes it down under wrong clocks.
     fn apply(&mut self, bytes: Bytes) -> Result<Update, Violation> {
-        let update = scan(bytes.clone()).map_err(|error| Violation::new("updates scan", error))?;
+        let update = scan(bytes).map_err(|error| Violation::new("updates scan", error))?;
         let mark = self.journal.mark();
-        let parked = self.journal.parked_bytes();
         self.journal.restore(&update);
-        match self.journal.parked_bytes() {
-            0 => self.waiting.clear(),
-            now if now > parked => self.waiting.push(bytes),
-            _ => {}
-        }
         for integrated in self.journal.updates_since(mark).into_iter().flatten() {
             let decoded = yrs::Update::decode_v1(integrated)
                 .map_err(|error| Violation::new("updates decode in yrs", error))?;
@@ -297,6 +290,14 @@ impl Client {
             applied.map_err(|error| Violation::new("updates apply in yrs", error))?;
         }
         Ok(update)
+    }
+
+    /// Nobody else has said these: they are shown to the server for the first time.
+    fn add_deletes_of_its_own(&mut self, update: &Bytes) {
+        let (mut said, mut has) = (Content::default(), Content::default());
+        said.add(&self.journal.diff(self.journal.state_vector()).main);
+        has.add(&scan(update.clone()).expect("yrs writes updates that scan"));
+        self.made.deletes.union(&missing(&said.deletes, &has.deletes));
     }
 
     /// Changes the document in some way.
@@ -309,11 +310,6 @@ impl Client {
         self.made.add(&update);
         self.journal.restore(&update);
         Some(bytes)
-    }
-
-    /// The document as a value that can be compared.
-    pub(crate) fn value(&self) -> String {
-        value(&self.doc)
     }
 }
 
@@ -564,7 +560,7 @@ pub(crate) fn oversized_header(len_max: usize, random: &mut Random) -> Vec<u8> {
     bytes
 }
 
-fn new_id(random: &mut Random) -> ClientId {
+pub(crate) fn new_id(random: &mut Random) -> ClientId {
     ClientId::new(random.next() >> 32).expect("32 bits are less than 53")
 }
 

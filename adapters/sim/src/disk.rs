@@ -158,6 +158,10 @@ pub(crate) struct Book {
     pub(crate) is_open: bool,
     /// A load, or a write, that was not answered.
     pub(crate) outstanding: bool,
+    /// Something has waited in the room since it was loaded for what was missing. Of what waits there may be two
+    /// versions, cut differently, and both are new when they come: the second holds no clock that the first
+    /// has not.
+    pub(crate) parked: bool,
     /// The last append that was confirmed.
     pub(crate) durable: u64,
     /// What the writer knows to be durable.
@@ -223,6 +227,7 @@ impl Disk {
                 book.is_open = true;
                 book.durable = 0;
                 book.confirmed = Content::default();
+                book.parked = false;
             }
             Request::Append { update, .. } => {
                 book.outstanding = true;

@@ -2,8 +2,8 @@
 //!
 //! It is to a simulated world what `yrs-websocket-tokio` is to tokio: it runs the real [`Host`] with its
 //! [`Server`], its WebSocket layer and its outboxes, and the real [`GroupCommit`] over a [`Store`], with
-//! simulated pipes, clock and disk. The clients are real yrs documents that speak as stock `y-websocket`
-//! does.
+//! simulated pipes, clock and disk. Clients are real yrs documents that speak as stock `y-websocket` does,
+//! and applications that run the real [`Client`] with the core's [`Provider`] in it.
 //!
 //! ```text
 //!   clients  <--- pipes: latency, torn, cut, half-open --->  Host  <--- requests, completions --->  disk
@@ -79,8 +79,10 @@
 //! Subdocuments (yrs writes their options in an order that is another one in each process), and files
 //! that are torn by a crash: a store is a [`Store`] here, and what it does on its medium is its own.
 //!
+//! [`Client`]: yrs_websocket_host::Client
 //! [`GroupCommit`]: yrs_websocket_store::GroupCommit
 //! [`Host`]: yrs_websocket_host::Host
+//! [`Provider`]: yrs_websocket::Provider
 //! [`Server`]: yrs_websocket::Server
 //! [`Store`]: yrs_websocket_store::Store
 

@@ -33,7 +33,8 @@ fn main() -> ExitCode {
 }
 
 const USAGE: &str = "\
-yrs-websocket-sim --seed N [--without FAULT]... [--clients N] [--hostile N] [--rooms N] [--storm MILLIS]
+yrs-websocket-sim --seed N [--without FAULT]... [--clients N] [--applications N] [--hostile N]
+              [--rooms N] [--storm MILLIS]
     replays one world, with a log on stdout
 yrs-websocket-sim --seeds A..B [--failures N] [--no-shrink]
     runs many on all cores, until N of them fail (5)
@@ -73,6 +74,7 @@ fn command(mut words: impl Iterator<Item = String>) -> Result<Command, String> {
                 match word.as_str() {
                     "--without" => drop(plan.faults.remove(&value.parse::<Fault>().map_err(|_| bad())?)),
                     "--clients" => plan.clients = number()?.max(1),
+                    "--applications" => plan.applications = number()?,
                     "--hostile" => plan.hostile = number()?,
                     "--rooms" => plan.rooms = number()?.max(1),
                     "--storm" => plan.storm = Duration::from_millis(number()? as u64),

@@ -125,6 +125,8 @@ pub struct Plan {
     pub rooms: usize,
     /// Honest clients.
     pub clients: usize,
+    /// Applications that embed the client of the host, with the core's provider in it.
+    pub applications: usize,
     /// Hostile clients; there is nothing for them to do without one of their faults.
     pub hostile: usize,
     /// How long things may fail.
@@ -157,6 +159,7 @@ impl Plan {
             seed,
             rooms: random.pick(&[1, 1, 1, 2, 3]),
             clients: random.pick(&[1, 2, 2, 2, 3, 3, 4, 6]),
+            applications: Random::fork(seed, 10).pick(&[0, 0, 1, 1, 2]),
             hostile: random.pick(&[0, 0, 1, 1, 2]),
             storm,
             beat: storm / beats,
@@ -172,12 +175,13 @@ impl Plan {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { seed, rooms, clients, hostile, storm, beat: _, faults } = self;
+        let Self { seed, rooms, clients, applications, hostile, storm, beat: _, faults } = self;
         let drawn = Self::new(*seed);
         write!(f, "--seed {seed}")?;
         for (name, is, was) in [
             ("rooms", *rooms as u128, drawn.rooms as u128),
             ("clients", *clients as u128, drawn.clients as u128),
+            ("applications", *applications as u128, drawn.applications as u128),
             ("hostile", *hostile as u128, drawn.hostile as u128),
             ("storm", storm.as_millis(), drawn.storm.as_millis()),
         ] {
@@ -197,7 +201,7 @@ impl fmt::Display for Plan {
 pub fn shrink(plan: &Plan, invariant: &str, mut run: impl FnMut(&Plan) -> Outcome) -> Plan {
     let mut smallest = plan.clone();
     loop {
-        let Plan { rooms, clients, hostile, storm, ref faults, .. } = smallest;
+        let Plan { rooms, clients, applications, hostile, storm, ref faults, .. } = smallest;
         let mut candidates = Vec::new();
         for fault in faults.keys() {
             let mut without = smallest.clone();
@@ -206,6 +210,9 @@ pub fn shrink(plan: &Plan, invariant: &str, mut run: impl FnMut(&Plan) -> Outcom
         }
         if hostile > 0 {
             candidates.push(Plan { hostile: hostile - 1, ..smallest.clone() });
+        }
+        if applications > 0 {
+            candidates.push(Plan { applications: applications - 1, ..smallest.clone() });
         }
         if clients > 1 {
             candidates.push(Plan { clients: clients - 1, ..smallest.clone() });

@@ -1,5 +1,6 @@
 //! The world: one queue of events, one clock, and what everybody does when something comes.
 
+mod applications;
 mod clients;
 mod fate;
 mod presence;
@@ -21,8 +22,10 @@ use yrs_websocket::{Access, Config, ConnectionId, RoomName, journal::Squashed, u
 use yrs_websocket_host::{Admission, Hooks, Host, Options, Upgrade, rfc6455};
 use yrs_websocket_store::{MemoryStore, Request, Store};
 
+use self::applications::Application;
 use crate::{
-    Fault, Plan, Violation, checks,
+    Fault, Plan, Violation,
+    checks::{self, Member},
     client::{Client, Hostile},
     disk::{Content, Disk, Due, Mood},
     network::{LinkId, Network, SimSocket, Weather},
@@ -113,6 +116,8 @@ enum Event {
     ServerWrites(LinkId),
     ClientReads(LinkId),
     ClientWrites(LinkId),
+    ApplicationEdits(usize),
+    ApplicationWakes(usize),
     Connect(Who),
     Edit(usize),
     Gesture(usize),
@@ -162,6 +167,9 @@ struct World<'a> {
     rooms: Vec<RoomName>,
     clients: Vec<Client>,
     hostiles: Vec<Hostile>,
+    applications: Vec<Application>,
+    /// Whose links these are.
+    application_links: BTreeMap<LinkId, usize>,
     /// Per room: what was made by those who are gone, or by the server, or by somebody hostile.
     strangers: Vec<Content>,
     /// Per room: everything that was acknowledged to anybody.
@@ -211,6 +219,14 @@ impl<'a> World<'a> {
             .collect();
         let hostiles =
             (0..plan.hostile).map(|_| Hostile::new(makes.index(rooms.len()), &mut makes)).collect();
+        let mut makes = Random::fork(seed, 11);
+        let applications = (0..plan.applications)
+            .map(|_| {
+                let room = makes.index(rooms.len());
+                let doc = Application::new_document(&mut makes);
+                Application::new(room, rooms[room].as_str(), doc, Content::default(), &mut makes)
+            })
+            .collect();
         let mut disk = Disk::new(store, rooms.clone(), Random::fork(seed, 5));
         let slow = u64::from(plan.rate(Fault::SlowDisk));
         disk.mood = Mood {
@@ -241,6 +257,8 @@ impl<'a> World<'a> {
             rooms,
             clients,
             hostiles,
+            applications,
+            application_links: BTreeMap::new(),
             calm: false,
             settled: false,
             largest: 0,
@@ -270,6 +288,10 @@ impl<'a> World<'a> {
             self.at(first, Event::Connect(Who::Hostile(index)));
             self.at(first, Event::Attack(index));
         }
+        for index in 0..self.applications.len() {
+            let first = self.up_to(Duration::from_secs(2), 4);
+            self.at(first, Event::ApplicationEdits(index));
+        }
         self.at(self.plan.beat, Event::Chaos);
         self.run_until(self.plan.storm)?;
         self.heal()?;
@@ -278,7 +300,7 @@ impl<'a> World<'a> {
         self.run_until(self.now + CONVERGE)?;
         self.check_agreement()?;
         self.come_and_go()?;
-        self.leave();
+        self.leave()?;
         let idle = self.options.config.idle_delay;
         self.run_until(self.now + idle * 2 + LEAVE)?;
         self.check_end()
@@ -358,11 +380,19 @@ impl<'a> World<'a> {
         match event {
             Event::ServerReads(link) => self.server_reads(link),
             Event::ServerWrites(link) => self.server_writes(link),
-            Event::ClientReads(link) => self.client_reads(link),
+            Event::ClientReads(link) => match self.application_links.get(&link) {
+                Some(&index) => self.application_reads(index, link),
+                None => self.client_reads(link),
+            },
             Event::ClientWrites(link) => {
+                if let Some(&index) = self.application_links.get(&link) {
+                    return self.application_writes(index, link);
+                }
                 self.pump(link);
                 Ok(())
             }
+            Event::ApplicationEdits(index) => self.application_edits(index),
+            Event::ApplicationWakes(index) => self.application_wakes(index),
             Event::Connect(who) => {
                 self.connect(who);
                 Ok(())
@@ -410,8 +440,12 @@ impl<'a> World<'a> {
                 let bytes = host.outbox_bytes(*id);
                 if bytes > max {
                     let ids = match self.plan.rate(Fault::Oversized) {
-                        0 => self.clients.len() + self.hostiles.len(),
-                        _ => self.clients.len() + self.hostiles.len() * self.options.config.awareness_ids_max,
+                        0 => self.clients.len() + self.applications.len() + self.hostiles.len(),
+                        _ => {
+                            self.clients.len()
+                                + self.applications.len()
+                                + self.hostiles.len() * self.options.config.awareness_ids_max
+                        }
                     };
                     let presence = 100 * ids;
                     checks::outbox_is_bounded(*link, bytes, max, 3 * self.largest + presence + 4096)?;
@@ -425,6 +459,14 @@ impl<'a> World<'a> {
         }) {
             return Err(Violation::new("connections last", format!("client {index} is not connected")));
         }
+        if let Some(index) = self
+            .applications
+            .iter()
+            .position(|application| self.settled && !self.leaving && !application.handle.is_synced())
+        {
+            let detail = format!("application {index} is not connected");
+            return Err(Violation::new("connections last", detail));
+        }
         Ok(())
     }
 
@@ -436,16 +478,14 @@ impl<'a> World<'a> {
             if unstored.unwrap_or(0) > 0 {
                 return Err(Violation::new("everything is stored in the end", format!("{unstored:?} bytes")));
             }
-            let clients: Vec<_> =
-                self.clients.iter().enumerate().filter(|(_, client)| client.room == room).collect();
             let Some(room_now) = self.host.as_ref().and_then(|host| host.server().room(&name)) else {
                 continue;
             };
             // As a newcomer would get it, what is parked included.
             let squashed = room_now.journal().squash(SquashOptions { collect: false }).run();
             let stored: Vec<Bytes> = squashed.updates().cloned().collect();
-            checks::replicas_agree(&name, &clients, &stored, &self.acknowledged[room])?;
-            checks::presence_is_exact(&name, &clients, &clients)?;
+            checks::replicas_agree(&name, &self.members(room), &stored, &self.acknowledged[room])?;
+            checks::presence_is_exact(&name, &self.members(room))?;
         }
         Ok(())
     }
@@ -457,11 +497,31 @@ impl<'a> World<'a> {
         for room in 0..self.rooms.len() {
             let name = self.rooms[room].clone();
             let stored = self.disk.read(&name)?;
-            let clients: Vec<_> =
-                self.clients.iter().enumerate().filter(|(_, client)| client.room == room).collect();
-            checks::replicas_agree(&name, &clients, &stored, &self.acknowledged[room])?;
+            checks::replicas_agree(&name, &self.members(room), &stored, &self.acknowledged[room])?;
         }
-        Ok(())
+        self.check_applications_left()
+    }
+
+    /// Who works on the document of a room.
+    fn members(&self, room: usize) -> Vec<Member<'_>> {
+        let clients = self.clients.iter().enumerate().filter(|(_, client)| client.room == room);
+        let clients = clients.map(|(index, client)| Member {
+            name: format!("client {index}"),
+            doc: &client.doc,
+            made: &client.made,
+            present: client.presence.present().remove_entry(&client.id),
+            shows: Some(client.presence.present()),
+        });
+        let applications = self.applications.iter().enumerate();
+        let applications = applications.filter(|(_, application)| application.room == room);
+        let applications = applications.map(|(index, application)| Member {
+            name: format!("application {index}"),
+            doc: &application.doc,
+            made: &application.made,
+            present: application.own_presence(),
+            shows: Some(application.present()),
+        });
+        clients.chain(applications).collect()
     }
 }
 

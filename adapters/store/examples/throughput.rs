@@ -1,94 +1,196 @@
 //! Measures what group commit gains: `cargo run --release -p yrs-websocket-store --example throughput [FOLDER]`.
 //!
-//! Updates of 50 bytes into a SQLite database in `FOLDER` (the system's temporary folder by default, which
-//! may be no disk at all), each durable before it counts; one outstanding write per room, as the core does.
+//! Updates of 50 bytes into a SQLite database and into files in `FOLDER` (the system's temporary folder by
+//! default, which may be no disk at all), each durable before it counts; one outstanding write per room, as the
+//! core does. Then how long it takes to load a document of 200,000 updates, and the same once it is compacted.
 
 use std::{
-    env,
-    path::Path,
-    sync::mpsc,
+    env, io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use yrs_websocket::RoomName;
 use yrs_websocket_store::{
-    Completion, Request, SqliteStore, Store, StoreThread, Write,
+    Completion, Disk, FileStore, Folder, Fsync, Request, SqliteStore, Store, StoreThread, Write,
     testing::{Faults, FlakyStore},
 };
 
 fn main() {
     let base = env::args_os().nth(1).map_or_else(env::temp_dir, Into::into);
-    println!("{:>6} {:>12} {:>14} {:>20}", "rooms", "appends/s", "transactions/s", "appends/transaction");
-    let folder = tempfile::tempdir_in(&base).expect("the folder can be written");
-    let alone = one_by_one(&folder.path().join("alone.db"));
-    println!("{:>6} {alone:>12.0} {alone:>14.0} {:>20.1}  without group commit", "-", 1.0);
+    println!(
+        "{:<8} {:>6} {:<13} {:>10} {:>10} {:>10} {:>14}",
+        "store", "rooms", "commits", "updates/s", "commits/s", "fsyncs/s", "updates/commit"
+    );
     for rooms in [1, 50, 1000] {
-        let (appends, transactions) = grouped(&folder.path().join(format!("{rooms}.db")), rooms);
-        println!("{rooms:>6} {appends:>12.0} {transactions:>14.0} {:>20.1}", appends / transactions);
+        for grouped in [false, true] {
+            let folder = tempfile::tempdir_in(&base).expect("the folder can be written");
+            let store = SqliteStore::open(folder.path().join("store.db")).expect("a new database");
+            // A transaction syncs the log. Now and then it is written back to the database, which takes two more.
+            let run = measure(store, rooms, grouped, &AtomicUsize::new(0));
+            print("SQLite", rooms, grouped, &run, run.commits);
+
+            let folder = tempfile::tempdir_in(&base).expect("the folder can be written");
+            let syncs = Arc::<AtomicUsize>::default();
+            let disk = Counting(Folder::open(folder.path()).expect("a new folder"), Arc::clone(&syncs));
+            let run = measure(FileStore::on(disk), rooms, grouped, &syncs);
+            print("files", rooms, grouped, &run, syncs.load(Ordering::Relaxed));
+        }
     }
-    let (count, with, without) = loads(&folder.path().join("load.db"));
-    println!("loading {count} updates: {with:.1?}; once compacted: {without:.1?}");
+    println!("\n{:<8} {:>14} {:>14}", "store", "200,000", "compacted");
+    let folder = tempfile::tempdir_in(&base).expect("the folder can be written");
+    loads("SQLite", SqliteStore::open(folder.path().join("store.db")).expect("a new database"));
+    let files = FileStore::open(folder.path().join("files")).expect("a new folder");
+    loads("files", files.with_fsync(Fsync::Never).expect("no thread"));
 }
 
-fn one_by_one(path: &Path) -> f64 {
-    let mut store = SqliteStore::open(path).expect("a new database");
-    let started = now();
-    let mut count = 0;
-    while started.elapsed() < RUN {
-        count += 1;
-        store.commit(&[Write::Append { room: room(count % 50), seq: 1, update: update() }]).expect("a disk");
-    }
-    count as f64 / started.elapsed().as_secs_f64()
+/// What was done in how long a time.
+struct Run {
+    updates: usize,
+    commits: usize,
+    elapsed: Duration,
 }
 
-fn grouped(path: &Path, rooms: usize) -> (f64, f64) {
-    let (store, faults): (_, Faults) = FlakyStore::new(SqliteStore::open(path).expect("a new database"));
+fn print(store: &str, rooms: usize, grouped: bool, run: &Run, syncs: usize) {
+    let per_second = |count: usize| count as f64 / run.elapsed.as_secs_f64();
+    println!(
+        "{store:<8} {rooms:>6} {:<13} {:>10.0} {:>10.0} {:>10.0} {:>14.1}",
+        if grouped { "grouped" } else { "one by one" },
+        per_second(run.updates),
+        per_second(run.commits),
+        per_second(syncs),
+        run.updates as f64 / run.commits as f64
+    );
+}
+
+fn measure(mut store: impl Store, rooms: usize, grouped: bool, syncs: &AtomicUsize) -> Run {
+    // Every room exists, so that no file has to be made.
+    let writes: Vec<_> =
+        (0..rooms).map(|n| Write::Append { room: room(n), seq: 0, update: update() }).collect();
+    store.commit(&writes).expect("a disk");
+    syncs.store(0, Ordering::Relaxed);
+    if !grouped {
+        let started = now();
+        let mut count = 0;
+        while started.elapsed() < RUN {
+            count += 1;
+            let write = Write::Append { room: room(count % rooms), seq: count as u64, update: update() };
+            store.commit(&[write]).expect("a disk");
+        }
+        return Run { updates: count, commits: count, elapsed: started.elapsed() };
+    }
+
+    let (store, faults): (_, Faults) = FlakyStore::new(store);
     let (done, completions) = mpsc::channel();
     let thread = StoreThread::<usize>::spawn(store, move |round| {
         // The receiver is gone once the run is over.
         let _ = done.send(round);
     })
     .expect("a thread");
-    let submit = |room_index, seq| {
-        thread.submit(room_index, Request::Append { room: room(room_index), seq, update: update() })
+    let submit = |index, seq| {
+        thread.submit(index, Request::Append { room: room(index), seq, update: update() });
     };
     let started = now();
     (0..rooms).for_each(|room| submit(room, 1));
-    let mut count = 0;
+    let mut updates = 0;
     while started.elapsed() < RUN {
         for (room, completion) in completions.recv().expect("the thread runs") {
             let Completion::Stored { seq, .. } = completion else { panic!("{completion:?}") };
-            count += 1;
+            updates += 1;
             submit(room, seq + 1);
         }
     }
-    let seconds = started.elapsed().as_secs_f64();
-    (count as f64 / seconds, faults.commits() as f64 / seconds)
+    let run = Run { updates, commits: faults.commits(), elapsed: started.elapsed() };
+    thread.shutdown();
+    run
 }
 
-fn loads(path: &Path) -> (u64, Duration, Duration) {
-    let count = 200_000;
-    let mut store = SqliteStore::open(path).expect("a new database");
+fn loads(name: &str, mut store: impl Store) {
     let room = room(0);
     store.load(&room).expect("an empty room");
-    for seq in (0..count).step_by(1000) {
+    for seq in (0..200_000).step_by(1000) {
         let writes: Vec<_> = (seq..seq + 1000)
             .map(|seq| Write::Append { room: room.clone(), seq, update: update() })
             .collect();
         store.commit(&writes).expect("a disk");
     }
-    let mut timed_load = || {
+    let timed_load = |store: &mut dyn Store| {
         let started = now();
         store.load(&room).expect("what was written");
         started.elapsed()
     };
-    let with = timed_load();
+    let whole = timed_load(&mut store);
     let state = vec![Bytes::from(vec![7; 200_000])];
     store.commit(&[Write::Compact { room: room.clone(), seq: 0, state }]).expect("a disk");
-    let started = now();
-    store.load(&room).expect("what was written");
-    (count, with, started.elapsed())
+    println!("{name:<8} {whole:>14.1?} {:>14.1?}", timed_load(&mut store));
+}
+
+/// Counts how often something is made durable.
+struct Counting(Folder, Arc<AtomicUsize>);
+
+impl Disk for Counting {
+    type File = <Folder as Disk>::File;
+
+    fn read(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
+        self.0.read(path)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Option<Self::File>> {
+        self.0.open(path)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Self::File> {
+        self.0.create(path)
+    }
+
+    fn len(&self, file: &Self::File) -> io::Result<u64> {
+        self.0.len(file)
+    }
+
+    fn write(&self, file: &mut Self::File, at: u64, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(file, at, bytes)
+    }
+
+    fn truncate(&self, file: &Self::File, len: u64) -> io::Result<()> {
+        self.0.truncate(file, len)
+    }
+
+    fn sync(&self, file: &Self::File) -> io::Result<()> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.sync(file)
+    }
+
+    fn sync_all(&self, files: &[Self::File]) -> Vec<io::Result<()>> {
+        self.1.fetch_add(files.len(), Ordering::Relaxed);
+        self.0.sync_all(files)
+    }
+
+    fn sync_names(&self, path: &Path) -> io::Result<()> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.sync_names(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.0.rename(from, to)
+    }
+
+    fn keep(&self, path: &Path, second: &Path) -> io::Result<()> {
+        self.0.keep(path, second)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.0.remove(path)
+    }
+
+    fn paths(&self) -> io::Result<Vec<PathBuf>> {
+        self.0.paths()
+    }
 }
 
 #[allow(clippy::disallowed_methods, reason = "a measurement reads the clock")]

@@ -6,9 +6,15 @@
 //! * [`Store`] is what a place to keep documents must do. It blocks, so it is easy to write.
 //! * [`StoreThread`] runs a store on a thread of its own, and makes everything that waits for the disk
 //!   one transaction; [`GroupCommit`] is the same without the thread.
-//! * [`SqliteStore`] keeps documents in a SQLite database that the Python libraries read and write too.
+//! * [`SqliteStore`] keeps documents in a SQLite database that the Python libraries read and write too;
+//!   [`SqliteOptions`] squash it by age and size, compress it, and so on.
+//! * [`FileStore`] keeps each in a file of its own, in the format of the Python libraries' FileYStore;
+//!   [`TempFileStore`] does so in a temporary folder.
 //! * [`MemoryStore`] keeps them until the process ends.
-//! * [`testing`] makes any store fail or wait when a test says so.
+//! * [`History`] is what tools and applications do with a store: list it, go back in it, export, import, verify
+//!   and compact it. The program has it as `yrs-websocket-server store ...`.
+//! * [`testing`] makes any store fail or wait when a test says so, says what every store must do, and has
+//!   a disk that loses power.
 //!
 //! ```
 //! use bytes::Bytes;
@@ -23,7 +29,29 @@
 //! assert_eq!(store.load(&room)?, [update]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! # Databases of the Python libraries
+//!
+//! Those of ypy-websocket 0.7 and later, pycrdt-websocket and pycrdt-store are opened as they are, and stay
+//! readable for Python. Older ones are [imported](SqliteStore::import_database) into a new one:
+//!
+//! ```no_run
+//! use yrs_websocket_store::{SqliteStore, backup};
+//!
+//! let copy = backup("ystore.db")?; // ystore(1).db, or the next number that is free
+//! let mut store = SqliteStore::open("new.db")?;
+//! let records = store.import_database(copy, &mut |row| {
+//!     if let Err(old) = row {
+//!         eprintln!("row {} of {:?} was not taken: {}", old.row, old.key, old.damage);
+//!     }
+//! })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
+mod compression;
+mod disk;
+mod file;
+mod history;
 mod memory;
 mod sqlite;
 pub mod testing;
@@ -32,8 +60,12 @@ mod thread;
 use bytes::Bytes;
 use yrs_websocket::RoomName;
 
+pub use compression::{Compression, Zlib};
+pub use disk::{Disk, Folder, FolderError};
+pub use file::{FileStore, Fsync, Report, TempFileStore};
+pub use history::{Compaction, Damage, Entry, History, HistoryError, Moment, Record, RoomSummary};
 pub use memory::MemoryStore;
-pub use sqlite::{OpenError, SqliteStore};
+pub use sqlite::{OldRecord, OpenError, SqliteOptions, SqliteStore, backup};
 pub use thread::{Completion, GroupCommit, Job, Request, StoreThread};
 
 /// Keeps the updates of rooms. Every call blocks until it is done.
@@ -142,6 +174,15 @@ pub enum StoreError {
     Corrupt {
         /// What is damaged.
         message: String,
+    },
+    /// A record is marked as compressed, and cannot be decompressed: the compression is not configured, or the
+    /// record is damaged. The operator names the compression in the store's options.
+    #[error("a record of {key:?} is compressed with {codec}, which is not configured, or is damaged")]
+    Compressed {
+        /// The name of the compression.
+        codec: String,
+        /// Which room's record it is, by the key in the store.
+        key: String,
     },
     /// The store, or the job that makes a compact state, panicked: a defect, to be reported. It is
     /// contained: the store thread goes on.

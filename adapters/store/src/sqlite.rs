@@ -1,19 +1,22 @@
-use std::{
-    collections::BTreeMap,
-    fmt,
-    path::Path,
-    thread,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+mod old;
+mod upkeep;
+
+use std::{borrow::Cow, collections::BTreeMap, fmt, ops::ControlFlow, path::Path, thread, time::Duration};
 
 use bytes::Bytes;
-use rusqlite::{
-    Connection, ErrorCode, OpenFlags, OptionalExtension as _, Transaction, TransactionBehavior, params,
-    types::ValueRef,
-};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior, params, types::ValueRef};
 use yrs_websocket::RoomName;
 
-use crate::{Store, StoreError, Write};
+use self::upkeep::{Tail, Work};
+pub use self::{
+    old::{OldRecord, backup},
+    upkeep::SqliteOptions,
+};
+use crate::{
+    Damage, Entry, History, Record, RoomSummary, Store, StoreError, Write,
+    compression::Codecs,
+    history::{newer, unix_time},
+};
 
 /// Keeps documents in a SQLite database, in the schema that ypy-websocket, pycrdt-websocket and pycrdt-store use.
 ///
@@ -35,11 +38,19 @@ use crate::{Store, StoreError, Write};
 ///
 /// **File size.** A database made here has `auto_vacuum = FULL`, as pycrdt-store's have, so it shrinks as
 /// rooms are compacted. One made without is left so.
+///
+/// **Upkeep.** The core squashes its rooms by itself. What [`SqliteOptions`] add, all of it off by default, is
+/// what the Python stores know: squashing by age, inactivity, count and size, checkpoints, metadata,
+/// compression.
 pub struct SqliteStore {
     connection: Connection,
     path_of: fn(&RoomName) -> String,
     clock: Box<dyn FnMut() -> f64 + Send>,
+    options: SqliteOptions,
+    codecs: Codecs,
     rooms: BTreeMap<RoomName, Known>,
+    /// The size to which the database could not be made small enough; it must outgrow it to be tried again.
+    squashed_to_bytes: u64,
 }
 
 impl SqliteStore {
@@ -82,6 +93,58 @@ impl SqliteStore {
         Ok(self)
     }
 
+    /// Takes the options.
+    ///
+    /// With [`compression`](SqliteOptions::compression) this adds a table to the database, and with
+    /// [`auto_vacuum`](SqliteOptions::auto_vacuum) it may rewrite all of it.
+    pub fn with_options(mut self, options: SqliteOptions) -> Result<Self, StoreError> {
+        self.codecs = Codecs { write: options.compression.clone(), read: options.decompression.clone() };
+        self.options = options;
+        if self.options.compression.is_some() {
+            self.connection.execute_batch(CREATE_COMPRESSED).map_err(store_error)?;
+        }
+        let auto_vacuum = self.connection.pragma_query_value(None, "auto_vacuum", |row| row.get::<_, i64>(0));
+        if self.options.auto_vacuum && auto_vacuum.map_err(store_error)? != AUTO_VACUUM_FULL {
+            self.connection.pragma_update(None, "auto_vacuum", "FULL").map_err(store_error)?;
+            // A database with a write-ahead log takes the change only here.
+            self.vacuum()?;
+        }
+        Ok(self)
+    }
+
+    /// Gives the space of what is deleted back to the file system, by writing the database anew. Meanwhile it
+    /// is locked, and the disk needs room for a second one.
+    pub fn vacuum(&mut self) -> Result<(), StoreError> {
+        self.connection.execute_batch("VACUUM").map_err(store_error)?;
+        // Row ids are others now. What is known by the old ones stays until the room is loaded again.
+        self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(store_error)
+    }
+
+    /// Lets SQLite look for damage in the file itself; an empty list if there is none.
+    pub fn check(&mut self) -> Result<Vec<String>, StoreError> {
+        let mut check = self.connection.prepare("PRAGMA integrity_check").map_err(store_error)?;
+        let lines = check.query_map([], |row| row.get::<_, String>(0)).map_err(store_error)?;
+        let lines = lines.collect::<rusqlite::Result<Vec<_>>>().map_err(store_error)?;
+        Ok(if lines == ["ok"] { Vec::new() } else { lines })
+    }
+
+    /// Keys in the database that are no room names (empty, too long, with control characters): no server
+    /// can serve them. [`History::rooms`] leaves them out.
+    pub fn unnamed_keys(&mut self) -> Result<Vec<String>, StoreError> {
+        let keys = self.keys()?.into_iter().map(|(key, ..)| key);
+        Ok(keys.filter(|key| RoomName::new(key).is_err()).collect())
+    }
+
+    /// Every key, with the number of its records, their bytes and the time of the newest.
+    fn keys(&mut self) -> Result<Vec<(String, u64, u64, f64)>, StoreError> {
+        let mut select = self.connection.prepare(SELECT_KEYS).map_err(store_error)?;
+        let keys = select.query_map([], |row| {
+            let number = |index| row.get::<_, i64>(index).map(i64::unsigned_abs);
+            Ok((row.get(0)?, number(1)?, number(2)?, row.get(3)?))
+        });
+        keys.and_then(Iterator::collect).map_err(store_error)
+    }
+
     fn new(mut connection: Connection) -> Result<Self, OpenError> {
         connection.busy_timeout(BUSY_TIMEOUT).map_err(open_error)?;
         // Looked at before anything is changed: a journal mode is a change, too. In one transaction, as another
@@ -102,7 +165,10 @@ impl SqliteStore {
             connection,
             path_of: |room| room.as_str().to_owned(),
             clock: Box::new(unix_time),
+            options: SqliteOptions::default(),
+            codecs: Codecs::default(),
             rooms: BTreeMap::new(),
+            squashed_to_bytes: 0,
         })
     }
 }
@@ -112,7 +178,7 @@ impl Store for SqliteStore {
         let path = (self.path_of)(room);
         // One transaction, so that checkpoint and rows are of the same moment.
         let transaction = self.connection.transaction().map_err(store_error)?;
-        let (updates, known) = load(&transaction, &path)?;
+        let (updates, known) = load(&transaction, &path, &self.codecs)?;
         transaction.commit().map_err(store_error)?;
         self.rooms.insert(room.clone(), known);
         Ok(updates)
@@ -122,44 +188,40 @@ impl Store for SqliteStore {
         // Immediate: the lock is waited for here, where waiting is possible, and not half-way through.
         let transaction =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(store_error)?;
-        // What is known changes with the transaction, and only if it succeeds.
-        let mut changes = BTreeMap::<&RoomName, Change>::new();
-        let nothing = Known::default();
+        let mut work = Work {
+            transaction: &transaction,
+            path_of: self.path_of,
+            options: &mut self.options,
+            codecs: &self.codecs,
+            rooms: &self.rooms,
+            changes: BTreeMap::new(),
+        };
+        let squashed_to_bytes = work.limit_size(self.squashed_to_bytes).map_err(store_error)?;
         for write in writes {
-            let path = (self.path_of)(write.room());
-            let known = self.rooms.get(write.room()).unwrap_or(&nothing);
-            let change = changes.entry(write.room()).or_default();
             let now = (self.clock)();
             match write {
-                Write::Append { seq, update, .. } => {
-                    change.added.push(insert(&transaction, &path, *seq, update, now).map_err(store_error)?);
+                Write::Append { room, seq, update } => {
+                    work.squash_by_time(room, now).map_err(store_error)?;
+                    work.insert(room, *seq, update, now).map_err(store_error)?;
+                    work.squash_by_size(room).map_err(store_error)?;
+                    work.checkpoint(room).map_err(store_error)?;
                 }
-                Write::Compact { seq, state, .. } => {
-                    for row in known.rows.iter().chain(&change.added).filter(|row| row.seq <= *seq) {
-                        delete(&transaction, &path, row).map_err(store_error)?;
-                    }
-                    if let Some(timestamp) = known.checkpoint {
-                        transaction
-                            .prepare_cached(DELETE_CHECKPOINT)
-                            .and_then(|mut delete| delete.execute(params![path, timestamp]))
-                            .map_err(store_error)?;
-                    }
-                    change.added.retain(|row| row.seq > *seq);
-                    change.compacted = change.compacted.max(Some(*seq));
-                    for state in state {
-                        let row = insert(&transaction, &path, *seq, state, now).map_err(store_error)?;
-                        change.added.push(row);
-                    }
+                Write::Compact { room, seq, state } => {
+                    work.compact(room, *seq, state, now).map_err(store_error)?;
                 }
             }
         }
+        let changes = work.changes;
         transaction.commit().map_err(store_error)?;
+        // What is known changes with the transaction, and only if it succeeds.
+        self.squashed_to_bytes = squashed_to_bytes;
         for (room, change) in changes {
-            let known = self.rooms.entry(room.clone()).or_default();
-            if let Some(compacted) = change.compacted {
-                known.rows.retain(|row| row.seq > compacted);
-                known.checkpoint = None;
+            let known = self.rooms.entry(room).or_default();
+            known.rows.retain(|row| change.leaves(row));
+            if let Some(checkpoint) = change.checkpoint {
+                known.checkpoint = checkpoint;
             }
+            known.tail = change.tail;
             known.rows.extend(change.added);
         }
         Ok(())
@@ -167,6 +229,61 @@ impl Store for SqliteStore {
 
     fn unload(&mut self, room: &RoomName) {
         self.rooms.remove(room);
+    }
+}
+
+impl History for SqliteStore {
+    /// Leaves out keys that are no room's. After [`with_paths`](Self::with_paths) these are all that it maps to:
+    /// look into such a database with a store that maps nothing, and names rooms by their keys.
+    fn rooms(&mut self) -> Result<Vec<RoomSummary>, StoreError> {
+        let keys = self.keys()?.into_iter();
+        let named = keys.filter_map(|(key, records, bytes, newest)| {
+            let room = RoomName::new(&key).ok().filter(|room| (self.path_of)(room) == key)?;
+            Some(RoomSummary { room, records, bytes, newest })
+        });
+        Ok(named.collect())
+    }
+
+    fn records(
+        &mut self,
+        room: &RoomName,
+        visit: &mut dyn FnMut(Record) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
+        let path = (self.path_of)(room);
+        let transaction = self.connection.transaction().map_err(store_error)?;
+        let marks = Marks::of(&transaction, &path).map_err(store_error)?;
+        let mut select = transaction.prepare_cached(SELECT_RECORDS).map_err(store_error)?;
+        let mut rows = select.query([path]).map_err(store_error)?;
+        for number in 1.. {
+            let Some(row) = rows.next().map_err(store_error)? else { break };
+            let column = |index| row.get_ref(index).map_err(store_error);
+            let timestamp = row.get(2).map_err(store_error)?;
+            let record = Record {
+                number,
+                timestamp,
+                // NULL in rows that pycrdt-store's size cleanup has made.
+                metadata: bytes(column(1)?).unwrap_or_default(),
+                update: marks.read(column(0)?, timestamp, &self.codecs),
+                is_checkpoint: row.get(3).map_err(store_error)?,
+            };
+            if visit(record).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn restore(&mut self, room: &RoomName, entries: &[Entry]) -> Result<(), StoreError> {
+        let path = (self.path_of)(room);
+        let transaction =
+            self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(store_error)?;
+        for Entry { update, metadata, timestamp } in entries {
+            let timestamp = newest(&transaction, &path).map(|newest| newer(*timestamp, newest));
+            timestamp
+                .and_then(|timestamp| insert(&transaction, &path, update, metadata, timestamp, &self.codecs))
+                .map_err(store_error)?;
+        }
+        transaction.commit().map_err(store_error)
     }
 }
 
@@ -187,17 +304,20 @@ pub enum OpenError {
     /// gives the path of another file, or of none yet.
     #[error("the database belongs to another program: it has no table `yupdates`; give another path")]
     Foreign,
-    /// A newer library than this one wrote the database. The operator updates this program.
-    #[error("the database has version {found}, newer than 2, the newest known: update this program")]
+    /// A newer library than this one wrote the database. The operator updates this program, or gives another
+    /// path; [`backup`] copies the database. (Python moves it away and begins an empty one.)
+    #[error(
+        "the database has version {found}, newer than 2, the newest known: update this program, or give another path"
+    )]
     Version {
         /// Its `user_version`.
         found: i64,
     },
     /// A table has other columns than version 2 of the format: ypy-websocket before 0.7.0 wrote it, or
-    /// somebody changed it. The operator lets that version of the library export the documents, or imports them.
+    /// somebody changed it. The operator [imports](SqliteStore::import_database) it into a new one.
     #[error(
         "the table `{table}` has the columns ({columns}), which is not version 2 of the format: \
-         import the database (ypy-websocket before 0.7 wrote other versions) or give another path"
+         if ypy-websocket before 0.7 wrote it, import it into a new database (`store import`); or give another path"
     )]
     Layout {
         /// Which table.
@@ -214,23 +334,16 @@ pub enum OpenError {
 #[derive(Debug, Default)]
 struct Known {
     rows: Vec<Row>,
-    /// The timestamp of the checkpoint that was loaded.
+    /// The timestamp of the checkpoint that was loaded or written.
     checkpoint: Option<f64>,
-}
-
-/// Is what a transaction does to what is known of a room.
-#[derive(Debug, Default)]
-struct Change {
-    /// What is known up to this write is deleted.
-    compacted: Option<u64>,
-    added: Vec<Row>,
+    tail: Tail,
 }
 
 /// Names one row of `yupdates`.
 ///
 /// The row id alone does not: SQLite gives that of a deleted row away again, and `VACUUM` renumbers. With
 /// the timestamp it is never another's.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Row {
     /// The number of the write since the last load; 0 for what was loaded.
     seq: u64,
@@ -260,34 +373,72 @@ fn write_ahead(connection: &Connection) -> rusqlite::Result<()> {
     }
 }
 
-fn load(transaction: &Transaction<'_>, path: &str) -> Result<(Vec<Bytes>, Known), StoreError> {
+fn load(
+    transaction: &Transaction<'_>,
+    path: &str,
+    codecs: &Codecs,
+) -> Result<(Vec<Bytes>, Known), StoreError> {
     let mut updates = Vec::new();
     let mut known = Known::default();
+    let marks = Marks::of(transaction, path).map_err(store_error)?;
+    let read = |value: ValueRef<'_>, timestamp, what: &dyn fmt::Display| {
+        marks.read(value, timestamp, codecs).map_err(|damage| unreadable(damage, what, path))
+    };
     let mut select = transaction.prepare_cached(SELECT_CHECKPOINT).map_err(store_error)?;
-    let checkpoint = select
-        .query_row([path], |row| Ok((bytes(row.get_ref(0)?), row.get(1)?)))
-        .optional()
-        .map_err(store_error)?;
-    if let Some((checkpoint, timestamp)) = checkpoint {
-        updates.push(checkpoint.ok_or_else(|| not_a_blob("the checkpoint", path))?);
+    let mut rows = select.query([path]).map_err(store_error)?;
+    if let Some(row) = rows.next().map_err(store_error)? {
+        let timestamp = row.get(1).map_err(store_error)?;
+        updates.push(read(row.get_ref(0).map_err(store_error)?, timestamp, &"the checkpoint")?);
         known.checkpoint = Some(timestamp);
     }
     let mut select = transaction.prepare_cached(SELECT_UPDATES).map_err(store_error)?;
     let mut rows = select.query([path]).map_err(store_error)?;
     while let Some(row) = rows.next().map_err(store_error)? {
         let id = row.get(0).map_err(store_error)?;
-        let update = bytes(row.get_ref(1).map_err(store_error)?)
-            .ok_or_else(|| not_a_blob(&format!("row {id} of `yupdates`"), path))?;
         let timestamp = row.get(2).map_err(store_error)?;
+        let update =
+            read(row.get_ref(1).map_err(store_error)?, timestamp, &format_args!("row {id} of `yupdates`"))?;
+        known.tail.add(update.len());
         known.rows.push(Row { seq: 0, id, timestamp });
         updates.push(update);
     }
+    // The first may be all that was squashed.
+    known.tail.rows = known.tail.rows.saturating_sub(1);
     // Python stores updates in which nothing happened by the thousand.
     updates.retain(|update| update != NOTHING);
     Ok((updates, known))
 }
 
-/// Takes a blob; anything else in its place is damage, and skipping it would lose it.
+/// Which records of a room this store has written compressed, by their times: Python tells nobody, but a
+/// record that was written here is never taken for something else.
+///
+/// A trigger takes the mark away with its row, whoever deletes that.
+#[derive(Debug, Default)]
+struct Marks(BTreeMap<u64, String>);
+
+impl Marks {
+    fn of(connection: &Connection, path: &str) -> rusqlite::Result<Self> {
+        if !connection.prepare_cached(HAS_COMPRESSED)?.exists([])? {
+            return Ok(Self::default());
+        }
+        let mut select = connection.prepare_cached(SELECT_COMPRESSED)?;
+        let marks = select.query_map([path], |row| Ok((row.get::<_, f64>(0)?.to_bits(), row.get(1)?)))?;
+        marks.collect::<rusqlite::Result<_>>().map(Self)
+    }
+
+    /// Reads a record; what is not marked is decompressed if that alone makes an update of it.
+    fn read(&self, value: ValueRef<'_>, timestamp: f64, codecs: &Codecs) -> Result<Bytes, Damage> {
+        // Anything else in the place of bytes is damage, and skipping it would lose it.
+        let record = bytes(value).ok_or(Damage::NoBytes)?;
+        match self.0.get(&timestamp.to_bits()) {
+            Some(codec) => {
+                codecs.read_marked(&record, codec).ok_or_else(|| Damage::Compressed { codec: codec.clone() })
+            }
+            None => Ok(codecs.read_unmarked(record)),
+        }
+    }
+}
+
 fn bytes(value: ValueRef<'_>) -> Option<Bytes> {
     match value {
         ValueRef::Blob(blob) => Some(Bytes::copy_from_slice(blob)),
@@ -295,31 +446,52 @@ fn bytes(value: ValueRef<'_>) -> Option<Bytes> {
     }
 }
 
-fn not_a_blob(what: &str, path: &str) -> StoreError {
-    StoreError::Corrupt { message: format!("{what} (path {path:?}) holds no update") }
+fn unreadable(damage: Damage, what: &dyn fmt::Display, path: &str) -> StoreError {
+    match damage {
+        Damage::Compressed { codec } => StoreError::Compressed { codec, key: path.to_owned() },
+        Damage::NoBytes | Damage::Unpaired { .. } | Damage::Malformed(_) => {
+            StoreError::Corrupt { message: format!("{what} (path {path:?}) holds no update") }
+        }
+    }
 }
 
-/// Adds a row that is newer than all that the path has.
-fn insert(
-    transaction: &Transaction<'_>,
-    path: &str,
-    seq: u64,
-    update: &[u8],
-    now: f64,
-) -> rusqlite::Result<Row> {
-    let newest = transaction.prepare_cached(SELECT_NEWEST)?.query_row([path], |row| {
+/// The time of the newest record of a path, the checkpoint included.
+fn newest(connection: &Connection, path: &str) -> rusqlite::Result<Option<f64>> {
+    connection.prepare_cached(SELECT_NEWEST)?.query_row([path], |row| {
         Ok([row.get::<_, Option<f64>>(0)?, row.get(1)?].into_iter().flatten().reduce(f64::max))
-    })?;
-    // A clock that answers with no number, or an endless one, counts as one that stands still.
-    let now = if now.is_finite() { now } else { 0.0 };
-    let timestamp = newest.map_or(now, |newest| now.max(newest.next_up()));
-    transaction.prepare_cached(INSERT)?.execute(params![path, update, timestamp])?;
-    Ok(Row { seq, id: transaction.last_insert_rowid(), timestamp })
+    })
 }
 
-fn delete(transaction: &Transaction<'_>, path: &str, row: &Row) -> rusqlite::Result<usize> {
-    // None is deleted if another process has squashed it: then its content is in a row that stays.
-    transaction.prepare_cached(DELETE)?.execute(params![row.id, path, row.timestamp])
+/// Adds a row at a time that no other row of the path has, and returns its id.
+fn insert(
+    connection: &Connection,
+    path: &str,
+    update: &[u8],
+    metadata: &[u8],
+    timestamp: f64,
+    codecs: &Codecs,
+) -> rusqlite::Result<i64> {
+    let stored = written(connection, path, update, timestamp, codecs)?;
+    connection.prepare_cached(INSERT)?.execute(params![path, &stored[..], metadata, timestamp])?;
+    Ok(connection.last_insert_rowid())
+}
+
+/// What is stored for an update, marked if it is compressed.
+fn written<'a>(
+    connection: &Connection,
+    path: &str,
+    update: &'a [u8],
+    timestamp: f64,
+    codecs: &Codecs,
+) -> rusqlite::Result<Cow<'a, [u8]>> {
+    let Some(codec) = &codecs.write else { return Ok(Cow::Borrowed(update)) };
+    connection.prepare_cached(INSERT_COMPRESSED)?.execute(params![path, timestamp, codec.name()])?;
+    Ok(Cow::Owned(codec.compress(update)))
+}
+
+/// Deletes a row. It is gone already if another process has squashed it: then its content is in one that stays.
+fn delete(connection: &Connection, path: &str, row: &Row) -> rusqlite::Result<usize> {
+    connection.prepare_cached(DELETE)?.execute(params![row.id, path, row.timestamp])
 }
 
 /// Is what a database holds before it is opened as a store.
@@ -387,18 +559,19 @@ fn inspect(connection: &Transaction<'_>) -> Result<Found, OpenError> {
 }
 
 fn check_columns(connection: &Connection, table: &'static str, expected: &str) -> Result<(), OpenError> {
-    let mut select = connection
-        .prepare("SELECT name || ' ' || upper(type) FROM pragma_table_info(?1) ORDER BY cid")
-        .map_err(open_error)?;
-    let columns = select
-        .query_map([table], |row| row.get::<_, String>(0))
-        .and_then(Iterator::collect::<rusqlite::Result<Vec<_>>>)
-        .map_err(open_error)?
-        .join(", ");
+    let columns = columns(connection, table).map_err(open_error)?;
     if columns != expected {
         return Err(OpenError::Layout { table, columns });
     }
     Ok(())
+}
+
+/// The columns of a table with their types; nothing for a table that is not there.
+fn columns(connection: &Connection, table: &str) -> rusqlite::Result<String> {
+    let mut select =
+        connection.prepare("SELECT name || ' ' || upper(type) FROM pragma_table_info(?1) ORDER BY cid")?;
+    let columns = select.query_map([table], |row| row.get::<_, String>(0))?;
+    Ok(columns.collect::<rusqlite::Result<Vec<_>>>()?.join(", "))
 }
 
 fn open_error(error: rusqlite::Error) -> OpenError {
@@ -423,15 +596,11 @@ fn store_error(error: rusqlite::Error) -> StoreError {
     }
 }
 
-/// Reads the system's clock.
-#[allow(clippy::disallowed_methods, reason = "rows carry the time of day, for Python and for people")]
-fn unix_time() -> f64 {
-    // A clock before 1970 is a clock that was never set.
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
-}
-
 /// Python's own default, too.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// As the pragma reads.
+const AUTO_VACUUM_FULL: i64 = 1;
 
 const RETRY_DELAY: Duration = Duration::from_millis(20);
 
@@ -454,9 +623,33 @@ const SELECT_UPDATES: &str =
     "SELECT rowid, yupdate, timestamp FROM yupdates WHERE path = ?1 ORDER BY timestamp, rowid";
 const SELECT_NEWEST: &str = "SELECT (SELECT max(timestamp) FROM yupdates WHERE path = ?1), \
                              (SELECT timestamp FROM ycheckpoints WHERE path = ?1)";
-/// Metadata is an empty blob, as Python's is without a callback; NULL breaks some of its readers.
-const INSERT: &str = "INSERT INTO yupdates VALUES (?1, ?2, x'', ?3)";
+/// Metadata is an empty blob where there is none, as Python's is; NULL breaks some of its readers.
+const INSERT: &str = "INSERT INTO yupdates VALUES (?1, ?2, ?3, ?4)";
 const DELETE: &str = "DELETE FROM yupdates WHERE rowid = ?1 AND path = ?2 AND timestamp = ?3";
+/// At equal times the checkpoint is first: Python gives its time to the row that comes after it.
+const SELECT_RECORDS: &str = "SELECT yupdate, metadata, timestamp, 0 AS is_checkpoint, rowid AS id FROM yupdates WHERE path = ?1 \
+     UNION ALL SELECT checkpoint, x'', timestamp, 1, 0 FROM ycheckpoints WHERE path = ?1 \
+     ORDER BY timestamp, is_checkpoint DESC, id";
+const SELECT_KEYS: &str = "SELECT path, count(*), sum(bytes), max(timestamp) FROM \
+     (SELECT path, coalesce(length(yupdate), 0) AS bytes, timestamp FROM yupdates \
+      UNION ALL SELECT path, length(checkpoint), timestamp FROM ycheckpoints) \
+     GROUP BY path ORDER BY path";
+/// Python does not look at this table, and its own deletes take the marks along.
+const CREATE_COMPRESSED: &str = "\
+     CREATE TABLE IF NOT EXISTS ycompressed \
+         (path TEXT NOT NULL, timestamp REAL NOT NULL, codec TEXT NOT NULL, PRIMARY KEY (path, timestamp)) \
+         WITHOUT ROWID;
+     CREATE TRIGGER IF NOT EXISTS ycompressed_delete AFTER DELETE ON yupdates BEGIN \
+         DELETE FROM ycompressed WHERE path = OLD.path AND timestamp = OLD.timestamp; END;
+     CREATE TRIGGER IF NOT EXISTS ycompressed_update AFTER UPDATE ON yupdates BEGIN \
+         DELETE FROM ycompressed WHERE path = OLD.path AND timestamp = OLD.timestamp; END;
+     CREATE TRIGGER IF NOT EXISTS ycompressed_checkpoint_delete AFTER DELETE ON ycheckpoints BEGIN \
+         DELETE FROM ycompressed WHERE path = OLD.path AND timestamp = OLD.timestamp; END;
+     CREATE TRIGGER IF NOT EXISTS ycompressed_checkpoint_update AFTER UPDATE ON ycheckpoints BEGIN \
+         DELETE FROM ycompressed WHERE path = OLD.path AND timestamp = OLD.timestamp; END;";
+const HAS_COMPRESSED: &str = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'ycompressed'";
+const SELECT_COMPRESSED: &str = "SELECT timestamp, codec FROM ycompressed WHERE path = ?1";
+const INSERT_COMPRESSED: &str = "INSERT OR REPLACE INTO ycompressed VALUES (?1, ?2, ?3)";
 const DELETE_CHECKPOINT: &str = "DELETE FROM ycheckpoints WHERE path = ?1 AND timestamp = ?2";
 
 #[cfg(test)]

@@ -12,6 +12,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod conformance;
+mod disk;
+
 use std::{
     fmt,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -21,6 +24,8 @@ use bytes::Bytes;
 use yrs_websocket::RoomName;
 
 use crate::{Store, StoreError, Write};
+
+pub use disk::{Fate, Operation, SimulatedDisk, SimulatedFile, Step, Unsynced};
 
 /// Wraps a store, and does with each call what its [`Faults`] say.
 #[derive(Debug)]

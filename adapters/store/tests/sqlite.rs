@@ -1,23 +1,21 @@
 //! The SQLite store: what Python wrote, what Python will read, and what other processes do meanwhile.
 
+mod common;
+
 use std::{
     env, fs,
     io::{BufRead as _, BufReader},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
     thread,
     time::Duration,
 };
 
 use bytes::Bytes;
+use common::*;
 use rusqlite::{Connection, params};
-use tempfile::TempDir;
-use yrs::{
-    ClientID, Doc, GetString as _, Options, ReadTxn as _, StateVector, Text as _, Transact as _, Update,
-    merge_updates_v1, updates::decoder::Decode as _,
-};
-use yrs_websocket::RoomName;
-use yrs_websocket_store::{OpenError, SqliteStore, Store, StoreError, Write};
+use yrs::{ReadTxn as _, StateVector, Text as _, Transact as _, merge_updates_v1};
+use yrs_websocket_store::{OpenError, SqliteStore, Store, StoreError};
 
 const CREATE_UPDATES: &str =
     "CREATE TABLE yupdates (path TEXT NOT NULL, yupdate BLOB, metadata BLOB, timestamp REAL NOT NULL)";
@@ -560,49 +558,11 @@ impl Drop for Child {
     }
 }
 
-fn fixture(library: &str) -> (TempDir, PathBuf) {
-    let (folder, path) = empty();
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(library).join("ystore.db");
-    // Bytes, not the file: the copy is writable even where the original is not.
-    fs::write(&path, fs::read(source).unwrap()).unwrap();
-    (folder, path)
-}
-
-fn empty() -> (TempDir, PathBuf) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("store.db");
-    (folder, path)
-}
-
-fn insert(connection: &Connection, path: &str, update: &[u8], timestamp: f64) {
-    let row = params![path, update, timestamp];
-    connection.execute("INSERT INTO yupdates VALUES (?1, ?2, x'', ?3)", row).unwrap();
-}
-
 fn rows(connection: &Connection) -> Vec<(String, Vec<u8>, f64)> {
     let mut select =
         connection.prepare("SELECT path, yupdate, timestamp FROM yupdates ORDER BY rowid").unwrap();
     let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap();
     rows.collect::<Result<_, _>>().unwrap()
-}
-
-fn count(connection: &Connection, sql: &str) -> i64 {
-    connection.query_row(sql, [], |row| row.get(0)).unwrap()
-}
-
-fn document(updates: &[Bytes], client: u64) -> Doc {
-    let doc = Doc::with_options(Options::with_client_id(ClientID::new(client)));
-    for update in updates {
-        doc.transact_mut().apply_update(Update::decode_v1(update).unwrap()).unwrap();
-    }
-    doc
-}
-
-fn text(updates: &[Bytes]) -> String {
-    let doc = document(updates, 1);
-    let text = doc.get_or_insert_text("text");
-    assert!(!doc.transact().has_missing_updates());
-    text.get_string(&doc.transact())
 }
 
 /// The update that adds to the end of the text.
@@ -620,16 +580,4 @@ fn squash(updates: &[Bytes]) -> Bytes {
     let merged = merge_updates_v1(updates).unwrap();
     let doc = document(&[merged.into()], 1);
     doc.transact().encode_state_as_update_v1(&StateVector::default()).into()
-}
-
-fn name(name: &str) -> RoomName {
-    RoomName::new(name).unwrap()
-}
-
-fn append(room: &str, seq: u64, update: impl Into<Bytes>) -> Write {
-    Write::Append { room: name(room), seq, update: update.into() }
-}
-
-fn compact(room: &str, seq: u64, state: impl Into<Bytes>) -> Write {
-    Write::Compact { room: name(room), seq, state: vec![state.into()] }
 }

@@ -9,7 +9,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     time::{Duration, timeout},
 };
-use yrs_websocket_host::rfc6455::{Acceptor, Config, Connection, Event, HandshakeLimits, Role};
+use yrs_websocket_host::rfc6455::{Acceptor, Config, Connection, Deflate, Event, HandshakeLimits, Role};
 
 #[tokio::main]
 async fn main() -> io::Result<()> {
@@ -25,7 +25,7 @@ async fn main() -> io::Result<()> {
 #[allow(clippy::disallowed_methods, reason = "an adapter reads the clock")]
 async fn echo(mut stream: TcpStream) -> io::Result<()> {
     let mut buffer = vec![0; 64 << 10];
-    let mut acceptor = Acceptor::new(HandshakeLimits::default());
+    let mut acceptor = Acceptor::new(HandshakeLimits::default()).with_deflate(Some(DEFLATE));
     let request = loop {
         let len = stream.read(&mut buffer).await?;
         match acceptor.receive(&buffer[..len]) {
@@ -35,8 +35,12 @@ async fn echo(mut stream: TcpStream) -> io::Result<()> {
             Err(refusal) => return stream.write_all(&refusal.to_bytes()).await,
         }
     };
-    stream.write_all(&request.accept(None, &[]).map_err(io::Error::other)?).await?;
-    let mut connection = Connection::new(Role::Server, Config::default(), Instant::now());
+    match request.accept(None, &[]) {
+        Ok(response) => stream.write_all(&response).await?,
+        Err(error) => return Err(io::Error::other(error)),
+    }
+    let connection = Connection::new(Role::Server, Config::default(), Instant::now());
+    let mut connection = connection.with_deflate(request.deflate());
     let mut input = &mut request.into_rest()[..];
     loop {
         while let Some(event) = connection.receive(Instant::now(), &mut input) {
@@ -61,3 +65,6 @@ async fn echo(mut stream: TcpStream) -> io::Result<()> {
         }
     }
 }
+
+/// The suite measures compression: everything is compressed, for who offers it.
+const DEFLATE: Deflate = Deflate { level: 1, len_min: 0 };

@@ -1,7 +1,7 @@
 use std::{
     cell::RefCell,
     future::poll_fn,
-    io::{self, IoSlice},
+    io::{self, IoSlice, Read as _},
     net::Shutdown,
     sync::Arc,
 };
@@ -32,7 +32,11 @@ pub struct Socket {
 impl yrs_websocket_host::Socket for Socket {
     fn try_write(&mut self, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
         match &self.stream {
-            Some(stream) => stream.try_write_vectored(buffers),
+            // The kernel takes one piece by a shorter way than several.
+            Some(stream) => match buffers {
+                [piece] => stream.try_write(piece),
+                pieces => stream.try_write_vectored(pieces),
+            },
             None => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
@@ -94,12 +98,28 @@ pub(crate) async fn serve_tcp(shards: Arc<Shards<Socket>>, stream: std::net::Tcp
 }
 
 fn read_tcp(shards: &Shards<Socket>, shard: usize, stream: &TcpStream, id: ConnectionId) {
-    SCRATCH.with_borrow_mut(|scratch| match stream.try_read(scratch) {
+    SCRATCH.with_borrow_mut(|scratch| match read_some(stream, scratch) {
         Ok(0) => shards.with(shard, |host, now| host.ended(now, id)),
         Ok(len) => shards.with(shard, |host, now| host.received(now, id, &mut scratch[..len])),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
         Err(_) => shards.with(shard, |host, now| host.ended(now, id)),
     });
+}
+
+/// Reads; where that is not all that the buffer can take, nothing is left to be read, and the next byte
+/// makes the stream ready again. To ask for it would cost a system call for each message.
+fn read_some(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut read = None;
+    let tried = stream.try_io(Interest::READABLE, || {
+        let len = (&*SockRef::from(stream)).read(buffer)?;
+        read = Some(len);
+        // This is how tokio is told that the stream is not ready any more.
+        if len < buffer.len() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+    });
+    match read {
+        Some(len) => Ok(len),
+        None => tried.map(|()| 0),
+    }
 }
 
 /// Serves any stream on the caller's runtime.

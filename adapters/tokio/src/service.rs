@@ -74,8 +74,11 @@ impl Service {
             running.runtimes.push(runtime.handle().clone());
             let shards = Arc::clone(&running.shards);
             let thread = thread::Builder::new().name(format!("yrs-shard-{shard}"));
-            let thread =
-                thread.spawn(move || runtime.block_on(stream::keep_time(&shards, shard, sleep_until)))?;
+            let keep_time = async move { stream::keep_time(&shards, shard, sleep_until).await };
+            let thread = thread.spawn(move || {
+                // As a task: what a runtime blocks on is woken by a system call, even by its own thread.
+                let _ = runtime.block_on(async { tokio::spawn(keep_time).await });
+            })?;
             running.threads.get_mut().unwrap_or_else(PoisonError::into_inner).push(thread);
         }
         Ok(Self(Arc::new(running)))

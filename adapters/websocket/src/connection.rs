@@ -9,6 +9,7 @@ use bytes::Bytes;
 use thiserror::Error;
 
 use crate::Opcode;
+use crate::deflate::{self, AgreedDeflate, Deflater, Inflater};
 use crate::frame::{self, CONTROL_LEN_MAX, FrameKind, HEADER_LEN_MAX, Header, SplitMix64};
 
 /// One WebSocket connection, from the end of its handshake to the end of its closing handshake.
@@ -35,12 +36,14 @@ use crate::frame::{self, CONTROL_LEN_MAX, FrameKind, HEADER_LEN_MAX, Header, Spl
 /// ends before this event was cut (section 7.1.5 calls it 1006); there is nothing left to do with it.
 ///
 /// The memory of an idle connection is this value and nothing else. A payload that has arrived in part is
-/// buffered as it comes, to at most twice its length: what a header announces allocates nothing.
+/// buffered as it comes, to at most twice its length: what a header announces allocates nothing. A compressed message
+/// takes 42 KB more from its first byte to its last.
 #[derive(Debug)]
 pub struct Connection {
     config: Arc<Config>,
     /// Clients have a source of masks, servers have none.
     masks: Option<SplitMix64>,
+    deflate: Option<AgreedDeflate>,
     state: State,
     /// When to ping, or to stop waiting for what `state` waits for.
     deadline: Option<Instant>,
@@ -73,6 +76,7 @@ impl Connection {
             deadline: config.ping_deadline(now),
             config,
             masks,
+            deflate: None,
             state: State::Open,
             header: [0; HEADER_LEN_MAX],
             header_len: 0,
@@ -82,6 +86,13 @@ impl Connection {
             pong: None,
             output: Vec::new(),
         }
+    }
+
+    /// Compresses messages from now on, and takes compressed ones, as the handshake has agreed.
+    #[must_use]
+    pub fn with_deflate(mut self, agreed: Option<AgreedDeflate>) -> Self {
+        self.deflate = agreed;
+        self
     }
 
     /// Reads from the front of `input` up to one event, and takes what it has read off `input`.
@@ -119,7 +130,8 @@ impl Connection {
 
     /// Sends a binary message, framed and queued for [`next_output`](Self::next_output).
     ///
-    /// A server that sends one message to many peers calls [`encode_frame`](crate::encode_frame) instead.
+    /// A server that sends one message to many peers calls [`encode_frame`](crate::encode_frame) instead, and
+    /// [`Deflater::encode_frame`]: here the memory to compress is taken and returned for each message.
     pub fn send_binary(&mut self, payload: &[u8]) {
         self.send(Opcode::Binary, payload);
     }
@@ -213,6 +225,12 @@ impl Connection {
         self.state == State::Closed
     }
 
+    /// What the handshake has agreed on compression, if anything.
+    #[must_use]
+    pub fn deflate(&self) -> Option<AgreedDeflate> {
+        self.deflate
+    }
+
     fn receive_frames(&mut self, input: &mut &mut [u8]) -> Result<Option<Event>, Violation> {
         loop {
             let frame = match self.frame.take() {
@@ -235,7 +253,9 @@ impl Connection {
         let copied = input.len().min(HEADER_LEN_MAX - held);
         self.header[held..held + copied].copy_from_slice(&input[..copied]);
         let masked = self.masks.is_none();
-        let Some((header, len)) = Header::parse(&self.header[..held + copied], masked)? else {
+        let Some((header, len)) =
+            Header::parse(&self.header[..held + copied], masked, self.deflate.is_some())?
+        else {
             // A header is complete within its maximal length, so all of `input` went into it.
             self.header_len += copied as u8;
             *input = &mut [];
@@ -247,25 +267,29 @@ impl Connection {
         match (header.kind, &mut self.message) {
             (FrameKind::Close | FrameKind::Ping | FrameKind::Pong, _) => {}
             (FrameKind::Continuation, None) => return Err(Violation::UnexpectedContinuation),
-            (FrameKind::Message(_), Some(_)) => return Err(Violation::ExpectedContinuation),
+            (FrameKind::Message { .. }, Some(_)) => return Err(Violation::ExpectedContinuation),
             (FrameKind::Continuation, Some(message)) => {
                 message.fragments += 1;
                 if message.fragments > self.config.fragments_max {
                     return Err(Violation::TooManyFragments);
                 }
             }
-            (FrameKind::Message(Opcode::Text), None) if self.config.text_refused => {
+            (FrameKind::Message { opcode: Opcode::Text, .. }, None) if self.config.text_refused => {
                 return Err(Violation::TextRefused);
             }
-            (FrameKind::Message(opcode), None) => self.message = Some(Message::new(opcode)),
+            (FrameKind::Message { opcode, is_deflated }, None) => {
+                self.message = Some(Message::new(opcode, is_deflated));
+            }
         }
         let missing = usize::try_from(header.payload_len).map_err(|_| Violation::FrameTooLong)?;
         if !header.kind.is_control() {
             if missing > self.config.frame_len_max {
                 return Err(Violation::FrameTooLong);
             }
-            let held = self.message.as_ref().map_or(0, |message| message.payload.len());
-            if missing > self.config.message_len_max.saturating_sub(held) {
+            // How long a compressed message becomes is seen as it comes.
+            let plain = self.message.as_ref().filter(|message| !message.is_deflated);
+            let held = plain.map_or(0, |message| message.payload.len());
+            if plain.is_some() && missing > self.config.message_len_max.saturating_sub(held) {
                 return Err(Violation::MessageTooLong);
             }
         }
@@ -290,7 +314,10 @@ impl Connection {
         } else if let Some(message) = &mut self.message
             && self.state != State::Closing
         {
-            message.push(part, &frame)?;
+            match message.is_deflated {
+                true => message.inflate(part, &self.config)?,
+                false => message.push(part, &frame)?,
+            }
         }
 
         if frame.missing > 0 {
@@ -298,10 +325,12 @@ impl Connection {
             return Ok(None);
         }
         match frame.kind {
-            FrameKind::Continuation | FrameKind::Message(_) => match self.message.take_if(|_| frame.fin) {
-                Some(message) if self.is_open() => message.finish().map(Some),
-                _ => Ok(None),
-            },
+            FrameKind::Continuation | FrameKind::Message { .. } => {
+                match self.message.take_if(|_| frame.fin) {
+                    Some(message) if self.is_open() => message.finish(&self.config).map(Some),
+                    _ => Ok(None),
+                }
+            }
             FrameKind::Close => {
                 let payload = Bytes::from(mem::take(&mut self.control));
                 self.receive_close(&payload).map(Some)
@@ -335,8 +364,16 @@ impl Connection {
     }
 
     fn send(&mut self, opcode: Opcode, payload: &[u8]) {
-        if self.is_open() {
-            self.append(FrameKind::Message(opcode), payload);
+        if !self.is_open() {
+            return;
+        }
+        match self.deflate.filter(|agreed| agreed.applies_to(payload.len())) {
+            None => self.append(FrameKind::message(opcode), payload),
+            Some(agreed) => {
+                let mut deflated = Vec::new();
+                Deflater::new().append(agreed, payload, &mut deflated);
+                self.append(FrameKind::Message { opcode, is_deflated: true }, &deflated);
+            }
         }
     }
 
@@ -383,11 +420,14 @@ pub enum Role {
 /// Limits and delays of a connection; share one [`Arc`] among all connections of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// The longest payload of a received data frame, in bytes; a longer one closes with 1009. 64 MiB by default.
+    /// The longest payload of a received data frame, in bytes on the wire; a longer one closes with 1009. 64 MiB by
+    /// default.
     pub frame_len_max: usize,
-    /// The longest received message, in bytes; a longer one closes with 1009. 64 MiB by default.
+    /// The longest received message, in bytes, decompressed if need be; a longer one closes with 1009. 64 MiB by
+    /// default.
     pub message_len_max: usize,
-    /// In how many frames one received message may come; more of them close with 1009. 65,536 by default.
+    /// In how many frames one received message may come; more of them close with 1009. 65,536 by default. What
+    /// follows the end of a compressed stream within a message counts as one more.
     pub fragments_max: u32,
     /// Whether a text message closes with 1003, because the application speaks only binary. `false` by default.
     pub text_refused: bool,
@@ -525,7 +565,7 @@ impl fmt::Display for CloseCode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum Violation {
-    /// A reserved bit is set, although no extension was negotiated (section 5.2).
+    /// A reserved bit is set that means nothing there (section 5.2, and section 6 of RFC 7692).
     #[error("a reserved bit is set")]
     ReservedBits,
     /// The opcode has no meaning (section 5.2).
@@ -564,6 +604,9 @@ pub enum Violation {
     /// A text message, or the reason of a close frame, is not UTF-8 (section 8.1).
     #[error("text is not UTF-8")]
     InvalidUtf8,
+    /// A compressed message does not decompress (RFC 7692 section 7.2.2).
+    #[error("a compressed message does not decompress")]
+    InvalidDeflate,
     /// A text message, where [`Config::text_refused`].
     #[error("text messages are not accepted")]
     TextRefused,
@@ -595,7 +638,9 @@ impl Violation {
             | Self::ExpectedContinuation
             | Self::ClosePayload
             | Self::CloseCode(_) => CloseCode::PROTOCOL_ERROR,
-            Self::InvalidUtf8 => CloseCode::INVALID_PAYLOAD,
+            // RFC 7692 says only that the connection fails. The frames are in order, and the data is not what it
+            // is said to be.
+            Self::InvalidUtf8 | Self::InvalidDeflate => CloseCode::INVALID_PAYLOAD,
             Self::TextRefused => CloseCode::UNSUPPORTED_DATA,
             Self::FrameTooLong | Self::MessageTooLong | Self::TooManyFragments => CloseCode::MESSAGE_TOO_BIG,
         }
@@ -684,15 +729,19 @@ struct Frame {
 #[derive(Debug)]
 struct Message {
     opcode: Opcode,
+    is_deflated: bool,
     fragments: u32,
+    /// Of a compressed message, from its first byte on.
+    inflater: Option<Box<Inflater>>,
+    /// Decompressed, if need be.
     payload: Vec<u8>,
     /// How much of a text's payload is UTF-8; what is behind it is the beginning of one character.
     utf8_len: usize,
 }
 
 impl Message {
-    fn new(opcode: Opcode) -> Self {
-        Self { opcode, fragments: 1, payload: Vec::new(), utf8_len: 0 }
+    fn new(opcode: Opcode, is_deflated: bool) -> Self {
+        Self { opcode, is_deflated, fragments: 1, inflater: None, payload: Vec::new(), utf8_len: 0 }
     }
 
     /// Adds bytes, and checks them at once if they are text (RFC 6455 section 8.1).
@@ -704,6 +753,39 @@ impl Message {
             self.payload.reserve_exact(part.len() + frame.missing.min(arrived));
         }
         self.payload.extend_from_slice(part);
+        self.check_text()
+    }
+
+    /// Adds what `part` decompresses to, piece by piece: a bad byte and a length beyond the limit are found in the
+    /// order in which they come, however the bytes arrive.
+    fn inflate(&mut self, mut part: &[u8], config: &Config) -> Result<(), Violation> {
+        loop {
+            let inflater = self.inflater.get_or_insert_with(|| Box::new(Inflater::new()));
+            if inflater.is_at_end() {
+                if part.is_empty() {
+                    return Ok(());
+                }
+                // It costs the copy of a window: too much for two bytes of a peer.
+                self.fragments += 1;
+                if self.fragments > config.fragments_max {
+                    return Err(Violation::TooManyFragments);
+                }
+                inflater.resume(&self.payload)?;
+            }
+            let len_max = config.message_len_max.saturating_add(1);
+            let goes_on = inflater.inflate(&mut part, &mut self.payload, len_max);
+            self.check_text()?;
+            if self.payload.len() > config.message_len_max {
+                return Err(Violation::MessageTooLong);
+            }
+            if !goes_on? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Checks what was added, if it is text.
+    fn check_text(&mut self) -> Result<(), Violation> {
         if self.opcode == Opcode::Text {
             match str::from_utf8(&self.payload[self.utf8_len..]) {
                 Ok(_) => self.utf8_len = self.payload.len(),
@@ -714,7 +796,15 @@ impl Message {
         Ok(())
     }
 
-    fn finish(self) -> Result<Event, Violation> {
+    fn finish(mut self, config: &Config) -> Result<Event, Violation> {
+        if self.is_deflated {
+            let len = self.payload.len();
+            self.inflate(&deflate::END, config)?;
+            let is_at_end = self.inflater.take().is_some_and(|inflater| inflater.is_at_end());
+            if !is_at_end || self.payload.len() > len {
+                return Err(Violation::InvalidDeflate);
+            }
+        }
         // The application may keep it for long: without spare capacity, which only fragments leave.
         let payload = Bytes::from(self.payload.into_boxed_slice());
         match self.opcode {
@@ -726,6 +816,7 @@ impl Message {
 
     /// Forgets the payload; the frames that are still to come are read and dropped.
     fn discard(&mut self) {
+        self.inflater = None;
         self.payload = Vec::new();
         self.utf8_len = 0;
     }

@@ -36,7 +36,7 @@ pub fn encode_frame(opcode: Opcode, payload: &[u8]) -> Bytes {
 /// [`encode_frame`] returns.
 #[must_use]
 pub fn frame_header(opcode: Opcode, payload_len: usize) -> FrameHeader {
-    FrameHeader::new(FrameKind::Message(opcode), payload_len, None)
+    FrameHeader::new(FrameKind::message(opcode), payload_len, None)
 }
 
 /// The encoded header of a frame: 2 to 10 bytes, and 4 more where there is a mask (RFC 6455 section 5.2).
@@ -47,7 +47,7 @@ pub struct FrameHeader {
 }
 
 impl FrameHeader {
-    fn new(kind: FrameKind, payload_len: usize, mask: Option<[u8; 4]>) -> Self {
+    pub(crate) fn new(kind: FrameKind, payload_len: usize, mask: Option<[u8; 4]>) -> Self {
         let mut header = Self { bytes: [0; HEADER_LEN_MAX], len: 0 };
         header.push(&[FIN | kind.code()]);
         let masked = if mask.is_some() { MASKED } else { 0 };
@@ -82,22 +82,33 @@ impl AsRef<[u8]> for FrameHeader {
     }
 }
 
-/// What the four opcode bits say (RFC 6455 section 5.2).
+/// What the four opcode bits say (RFC 6455 section 5.2), and of the first frame of a message RSV1 (RFC 7692
+/// section 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FrameKind {
     Continuation,
-    Message(Opcode),
+    Message { opcode: Opcode, is_deflated: bool },
     Close,
     Ping,
     Pong,
 }
 
 impl FrameKind {
+    /// A message as it is, not compressed.
+    pub(crate) fn message(opcode: Opcode) -> Self {
+        Self::Message { opcode, is_deflated: false }
+    }
+
     fn code(self) -> u8 {
         match self {
             Self::Continuation => 0x0,
-            Self::Message(Opcode::Text) => 0x1,
-            Self::Message(Opcode::Binary) => 0x2,
+            Self::Message { opcode, is_deflated } => {
+                let code = match opcode {
+                    Opcode::Text => 0x1,
+                    Opcode::Binary => 0x2,
+                };
+                if is_deflated { code | DEFLATED } else { code }
+            }
             Self::Close => 0x8,
             Self::Ping => 0x9,
             Self::Pong => 0xa,
@@ -107,8 +118,8 @@ impl FrameKind {
     fn from_code(code: u8) -> Result<Self, Violation> {
         match code {
             0x0 => Ok(Self::Continuation),
-            0x1 => Ok(Self::Message(Opcode::Text)),
-            0x2 => Ok(Self::Message(Opcode::Binary)),
+            0x1 => Ok(Self::message(Opcode::Text)),
+            0x2 => Ok(Self::message(Opcode::Binary)),
             0x8 => Ok(Self::Close),
             0x9 => Ok(Self::Ping),
             0xa => Ok(Self::Pong),
@@ -118,7 +129,7 @@ impl FrameKind {
 
     pub(crate) fn is_control(self) -> bool {
         match self {
-            Self::Continuation | Self::Message(_) => false,
+            Self::Continuation | Self::Message { .. } => false,
             Self::Close | Self::Ping | Self::Pong => true,
         }
     }
@@ -136,16 +147,22 @@ pub(crate) struct Header {
 impl Header {
     /// Reads the header at the start of `bytes` and says how long it is; `None` if it is not all there.
     ///
-    /// `masked` is what the peer's role demands (RFC 6455 section 5.1). What is wrong is found at the first byte
-    /// that shows it.
-    pub(crate) fn parse(bytes: &[u8], masked: bool) -> Result<Option<(Self, usize)>, Violation> {
+    /// `masked` is what the peer's role demands (RFC 6455 section 5.1), `deflate` whether messages may be
+    /// compressed. What is wrong is found at the first byte that shows it.
+    pub(crate) fn parse(
+        bytes: &[u8],
+        masked: bool,
+        deflate: bool,
+    ) -> Result<Option<(Self, usize)>, Violation> {
         let [first, after_first @ ..] = bytes else { return Ok(None) };
-        // No extension is negotiated, so no reserved bit has a meaning. An extension like permessage-deflate would
-        // bring the set of bits that it was given, and hand them on.
-        if first & RESERVED != 0 {
-            return Err(Violation::ReservedBits);
-        }
-        let kind = FrameKind::from_code(first & OPCODE)?;
+        let kind = match (FrameKind::from_code(first & OPCODE), first & RESERVED) {
+            (kind, 0) => kind?,
+            // RFC 7692 section 6: the bit is for the first frame of a message, and for no other.
+            (Ok(FrameKind::Message { opcode, .. }), DEFLATED) if deflate => {
+                FrameKind::Message { opcode, is_deflated: true }
+            }
+            _ => return Err(Violation::ReservedBits),
+        };
         let fin = first & FIN != 0;
         if kind.is_control() && !fin {
             return Err(Violation::ControlFragmented);
@@ -244,6 +261,8 @@ pub(crate) const HEADER_LEN_MAX: usize = 14;
 
 const FIN: u8 = 0x80;
 const RESERVED: u8 = 0x70;
+/// RSV1, which permessage-deflate takes.
+const DEFLATED: u8 = 0x40;
 const OPCODE: u8 = 0x0f;
 const MASKED: u8 = 0x80;
 const LEN_16: u8 = 126;

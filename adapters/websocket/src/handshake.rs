@@ -1,5 +1,6 @@
 //! The HTTP/1.1 upgrade, both ends: RFC 6455 section 4.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::mem;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use data_encoding::BASE64;
 use sha1::{Digest, Sha1};
 use thiserror::Error;
 
+use crate::deflate::{self, AgreedDeflate, Deflate};
 use crate::frame::SplitMix64;
 
 /// Limits on the head of an HTTP message.
@@ -43,6 +45,7 @@ impl Default for HandshakeLimits {
 #[derive(Debug)]
 pub struct Acceptor {
     limits: HandshakeLimits,
+    deflate: Option<Deflate>,
     received: Vec<u8>,
 }
 
@@ -50,7 +53,14 @@ impl Acceptor {
     /// Waits for a request; memory is taken only as bytes arrive.
     #[must_use]
     pub fn new(limits: HandshakeLimits) -> Self {
-        Self { limits, received: Vec::new() }
+        Self { limits, deflate: None, received: Vec::new() }
+    }
+
+    /// Lets messages be compressed where the client offers it (RFC 7692); without this they are not.
+    #[must_use]
+    pub fn with_deflate(mut self, deflate: Option<Deflate>) -> Self {
+        self.deflate = deflate;
+        self
     }
 
     /// Takes bytes, in any pieces, and returns the request once its head is complete.
@@ -81,12 +91,15 @@ impl Acceptor {
             Err(_) => return Err(Refusal::because(400, "this is not an HTTP request")),
         };
         let (path, query) = split_target(parsed.path.unwrap_or_default());
+        let headers = Headers::new(parsed.headers);
+        let deflate = self.deflate.and_then(|deflate| deflate.accept(&headers.extensions()?));
         Ok(Some(Request {
             method: parsed.method.unwrap_or_default().to_owned(),
             path: path.to_owned(),
             query: query.map(str::to_owned),
-            headers: Headers::new(parsed.headers),
+            headers,
             version: parsed.version.unwrap_or_default(),
+            deflate,
             rest: mem::take(&mut self.received).split_off(head_len),
         }))
     }
@@ -108,6 +121,8 @@ pub struct Request {
     pub headers: Headers,
     /// The minor version of HTTP/1.
     version: u8,
+    /// The extension that the response names, and what that means.
+    deflate: Option<(String, AgreedDeflate)>,
     rest: Vec<u8>,
 }
 
@@ -123,6 +138,13 @@ impl Request {
         self.headers.list("sec-websocket-protocol")
     }
 
+    /// Returns what is agreed on compression once the request is [accepted](Self::accept): `None` unless the
+    /// [acceptor](Acceptor::with_deflate) allows for it and the client offers something that can be met.
+    #[must_use]
+    pub fn deflate(&self) -> Option<AgreedDeflate> {
+        self.deflate.as_ref().map(|(_, agreed)| *agreed)
+    }
+
     /// Checks that this is a request to speak WebSocket, version 13 (RFC 6455 section 4.2.1).
     ///
     /// # Errors
@@ -134,7 +156,7 @@ impl Request {
     }
 
     /// Returns the response that accepts the upgrade (RFC 6455 section 4.2.2); after it, the connection is a
-    /// [`Connection`](crate::Connection).
+    /// [`Connection`](crate::Connection), [with](crate::Connection::with_deflate) what [`deflate`](Self::deflate) says.
     ///
     /// `headers` are additions such as `Set-Cookie`, not the ones that make the handshake.
     ///
@@ -150,6 +172,9 @@ impl Request {
              Connection: Upgrade\r\n\
              Sec-WebSocket-Accept: {accept}\r\n"
         );
+        if let Some((extension, _)) = &self.deflate {
+            append_header(&mut response, "Sec-WebSocket-Extensions", extension)?;
+        }
         if let Some(subprotocol) = subprotocol {
             // Also keeps out what may not stand in a header: it came in one.
             if !self.subprotocols().any(|offered| offered == subprotocol) {
@@ -188,6 +213,10 @@ impl Request {
         if self.headers.only("sec-websocket-version") != Some("13") {
             return Err(Refusal::upgrade_required("only version 13 of WebSocket is spoken here")
                 .and("Sec-WebSocket-Version", "13"));
+        }
+        // RFC 6455 section 9.1 wants no offer of such a client to be looked at.
+        if self.headers.extensions().is_none() {
+            return Err(Refusal::because(400, "the header Sec-WebSocket-Extensions is malformed"));
         }
         self.headers
             .only("sec-websocket-key")
@@ -341,6 +370,8 @@ pub struct ClientRequest {
 #[derive(Debug)]
 pub struct ClientHandshake {
     limits: HandshakeLimits,
+    /// What was offered.
+    deflate: Option<Deflate>,
     request: Bytes,
     /// The only right answer to the key in `request`.
     accept: String,
@@ -386,11 +417,26 @@ impl ClientHandshake {
         head.push_str("\r\n");
         Ok(Self {
             limits,
+            deflate: None,
             request: Bytes::from(head),
             accept: accept_for(&key),
             subprotocols,
             received: Vec::new(),
         })
+    }
+
+    /// Offers to compress messages (RFC 7692); without this it is not offered. To be called before the request is
+    /// written.
+    #[must_use]
+    pub fn with_deflate(mut self, deflate: Option<Deflate>) -> Self {
+        if deflate.is_some() && self.deflate.is_none() {
+            // In front of the empty line.
+            let head = &self.request[..self.request.len() - 2];
+            let offer = format!("Sec-WebSocket-Extensions: {}\r\n\r\n", deflate::OFFER);
+            self.request = Bytes::from([head, offer.as_bytes()].concat());
+            self.deflate = deflate;
+        }
+        self
     }
 
     /// Takes bytes, in any pieces, and returns what was agreed once the response is complete and verified.
@@ -430,9 +476,12 @@ impl ClientHandshake {
         if headers.only("sec-websocket-accept") != Some(&*self.accept) {
             return Err(ClientHandshakeError::Accept);
         }
-        if headers.list("sec-websocket-extensions").next().is_some() {
-            return Err(ClientHandshakeError::Extension);
-        }
+        let extensions = headers.extensions().ok_or(ClientHandshakeError::Extension)?;
+        let deflate = match (&extensions[..], self.deflate) {
+            ([], _) => None,
+            (answer, Some(deflate)) => Some(deflate.agree(answer).ok_or(ClientHandshakeError::Extension)?),
+            (_, None) => return Err(ClientHandshakeError::Extension),
+        };
         let subprotocol = match headers.all("sec-websocket-protocol").count() {
             0 => None,
             _ => match headers.only("sec-websocket-protocol") {
@@ -443,7 +492,7 @@ impl ClientHandshake {
             },
         };
         let rest = mem::take(&mut self.received).split_off(head_len);
-        Ok(Some(Upgraded { subprotocol, headers, rest }))
+        Ok(Some(Upgraded { subprotocol, deflate, headers, rest }))
     }
 
     /// Returns the request, to be written before anything else.
@@ -453,11 +502,14 @@ impl ClientHandshake {
     }
 }
 
-/// What client and server have agreed on; the connection is now a [`Connection`](crate::Connection).
+/// What client and server have agreed on; the connection is now a [`Connection`](crate::Connection),
+/// [with](crate::Connection::with_deflate) what `deflate` says.
 #[derive(Clone, Debug)]
 pub struct Upgraded {
     /// The subprotocol that the server chose of those offered.
     pub subprotocol: Option<String>,
+    /// How messages are compressed, where that was offered and accepted.
+    pub deflate: Option<AgreedDeflate>,
     /// The headers of the response.
     pub headers: Headers,
     rest: Vec<u8>,
@@ -513,8 +565,8 @@ pub enum ClientHandshakeError {
     /// The header `Sec-WebSocket-Accept` is not the answer to our key: a cache, or no WebSocket server.
     #[error("the response does not answer our key")]
     Accept,
-    /// The server chose an extension, although none was offered.
-    #[error("the server chose an extension that was not offered")]
+    /// The server chose an extension that was not offered, or in a way that does not answer the offer.
+    #[error("the server chose an extension, or parameters of one, that were not offered")]
     Extension,
     /// The server chose a subprotocol that was not offered.
     #[error("the server chose a subprotocol that was not offered")]
@@ -565,8 +617,84 @@ impl Headers {
             .filter(|element| !element.is_empty())
     }
 
+    /// The elements of `Sec-WebSocket-Extensions` (RFC 6455 section 9.1), `None` if it is malformed.
+    fn extensions(&self) -> Option<Vec<Extension<'_>>> {
+        let mut extensions = Vec::new();
+        for value in self.all("sec-websocket-extensions") {
+            Cursor(str::from_utf8(value).ok()?).extensions(&mut extensions)?;
+        }
+        Some(extensions)
+    }
+
     fn has_token(&self, name: &str, token: &str) -> bool {
         self.list(name).any(|element| element.eq_ignore_ascii_case(token))
+    }
+}
+
+/// One element of the header `Sec-WebSocket-Extensions`.
+#[derive(Debug)]
+pub(crate) struct Extension<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) parameters: Vec<(&'a str, Option<Cow<'a, str>>)>,
+}
+
+/// What is left to be read of the value of a header.
+struct Cursor<'a>(&'a str);
+
+impl<'a> Cursor<'a> {
+    /// RFC 6455 section 9.1; elements may be empty (RFC 9110 section 5.6.1.2).
+    fn extensions(&mut self, extensions: &mut Vec<Extension<'a>>) -> Option<()> {
+        loop {
+            while self.take(',') {}
+            if self.0.is_empty() {
+                return Some(());
+            }
+            let mut extension = Extension { name: self.token()?, parameters: Vec::new() };
+            while self.take(';') {
+                let name = self.token()?;
+                let value = if self.take('=') { Some(self.value()?) } else { None };
+                extension.parameters.push((name, value));
+            }
+            extensions.push(extension);
+            if !self.0.is_empty() && !self.0.starts_with(',') {
+                return None;
+            }
+        }
+    }
+
+    /// Takes one character, with the space on both sides of it.
+    fn take(&mut self, char: char) -> bool {
+        self.skip_space();
+        let Some(rest) = self.0.strip_prefix(char) else { return false };
+        self.0 = rest;
+        self.skip_space();
+        true
+    }
+
+    fn token(&mut self) -> Option<&'a str> {
+        let (token, rest) = self.0.split_at(self.0.find(|char| !is_token_char(char)).unwrap_or(self.0.len()));
+        self.0 = rest;
+        (!token.is_empty()).then_some(token)
+    }
+
+    /// A token, or one in quotation marks.
+    fn value(&mut self) -> Option<Cow<'a, str>> {
+        let Some(quoted) = self.0.strip_prefix('"') else { return self.token().map(Cow::Borrowed) };
+        let mut value = String::new();
+        let mut chars = quoted.chars();
+        loop {
+            match chars.next()? {
+                '"' => break,
+                '\\' => value.push(chars.next()?),
+                char => value.push(char),
+            }
+        }
+        self.0 = chars.as_str();
+        is_token(&value).then_some(Cow::Owned(value))
+    }
+
+    fn skip_space(&mut self) {
+        self.0 = self.0.trim_start_matches([' ', '\t']);
     }
 }
 
@@ -607,8 +735,11 @@ fn append_header(head: &mut String, name: &str, value: &str) -> Result<(), Inval
 
 /// RFC 9110 section 5.6.2.
 fn is_token(text: &str) -> bool {
-    !text.is_empty()
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+    !text.is_empty() && text.chars().all(is_token_char)
+}
+
+fn is_token_char(char: char) -> bool {
+    char.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(char)
 }
 
 /// The phrase may be empty (RFC 9112 section 4): clients go by the number.

@@ -1,4 +1,4 @@
-//! RFC 6455 and its HTTP upgrade without IO: bytes in, events and bytes out.
+//! RFC 6455, its HTTP upgrade and permessage-deflate (RFC 7692) without IO: bytes in, events and bytes out.
 //!
 //! Both roles, strictly, and nothing else: no socket, no clock, no random numbers. Time is an argument, randomness
 //! a seed, so the same code runs on any runtime and in a simulation, and the same input gives the same output.
@@ -63,14 +63,19 @@
 //! }
 //! ```
 //!
+//! Messages are compressed where both ends are told to: [`Deflate`] goes into [`Acceptor::with_deflate`] or
+//! [`ClientHandshake::with_deflate`], and what comes out of the handshake into [`Connection::with_deflate`].
+//!
 //! What a peer does wrong ends its connection and is a value, a [`Refusal`] before the upgrade and
 //! [`Closed::Violation`] after it; no input makes this crate panic, or grow beyond [`HandshakeLimits`] and [`Config`].
 
 mod connection;
+mod deflate;
 mod frame;
 mod handshake;
 
 pub use connection::{CloseCode, CloseFrame, Closed, Config, Connection, Event, Role, Text, Violation};
+pub use deflate::{AgreedDeflate, Deflate, Deflater};
 pub use frame::{FrameHeader, Opcode, encode_frame, frame_header};
 pub use handshake::{
     AcceptError, Acceptor, ClientHandshake, ClientHandshakeError, ClientRequest, HandshakeLimits, Headers,

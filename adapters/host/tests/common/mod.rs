@@ -10,7 +10,10 @@ use std::{
 };
 
 use yrs_websocket::ConnectionId;
-use yrs_websocket_host::{Admitted, Host, Next, Options, Socket, Storage, Upgrade, rfc6455::Refusal};
+use yrs_websocket_host::{
+    Admitted, Host, Next, Options, Socket, Storage, Upgrade,
+    rfc6455::{Acceptor, Config, Connection, Deflate, Event, HandshakeLimits, Refusal, Role},
+};
 use yrs_websocket_store::MemoryStore;
 
 /// A host and its clock, which stands still unless a test moves it.
@@ -23,15 +26,23 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(options: Options) -> Self {
         let host = Host::new(&options, Storage::Inline(Box::new(MemoryStore::new()), 0), 1);
-        // The one look at the real clock: an `Instant` comes from nowhere else.
-        #[allow(clippy::disallowed_methods)]
-        let now = Instant::now();
-        Self { host, options, now }
+        Self { host, options, now: start() }
     }
 
     /// Connects to a room and takes the greeting off the pipe.
     pub(crate) fn join(&mut self, room: &str) -> (ConnectionId, Pipe) {
         let (id, pipe) = self.try_join(room).expect("nothing keeps it out");
+        pipe.take();
+        (id, pipe)
+    }
+
+    /// The same for a client that offers an extension.
+    pub(crate) fn join_with(&mut self, room: &str, offer: &str) -> (ConnectionId, Pipe) {
+        let head = request(&format!("/{room}"));
+        let head = head.replace("\r\n\r\n", &format!("\r\nSec-WebSocket-Extensions: {offer}\r\n\r\n"));
+        let admitted = upgrade(&self.options, &head).expect("it is a good request");
+        let pipe = Pipe::default();
+        let id = self.host.connect(self.now, pipe.clone(), admitted).expect("nothing keeps it out");
         pipe.take();
         (id, pipe)
     }
@@ -74,6 +85,12 @@ impl World {
     pub(crate) fn next(&self, id: ConnectionId) -> Next {
         self.host.next(id)
     }
+}
+
+/// The one look at the real clock: an `Instant` comes from nowhere else.
+#[allow(clippy::disallowed_methods)]
+fn start() -> Instant {
+    Instant::now()
 }
 
 /// The two ends of a socket: what was written, and how much more it takes.
@@ -188,6 +205,35 @@ pub(crate) fn frames(bytes: &[u8]) -> Vec<Frame> {
         rest = &behind[len..];
     }
     frames
+}
+
+/// What a client reads that has agreed on compression.
+pub(crate) fn messages(bytes: &[u8]) -> Vec<Vec<u8>> {
+    let mut bytes = bytes.to_vec();
+    let mut input = &mut bytes[..];
+    let mut client = deflating(Role::Client { mask_seed: 0 });
+    std::iter::from_fn(|| client.receive(start(), &mut input))
+        .map(|event| match event {
+            Event::Binary(message) => message.to_vec(),
+            other => panic!("{other:?}"),
+        })
+        .collect()
+}
+
+/// A client's message, compressed.
+pub(crate) fn deflated(payload: &[u8]) -> Vec<u8> {
+    let mut client = deflating(Role::Client { mask_seed: 0 });
+    client.send_binary(payload);
+    client.next_output().expect("it was sent").to_vec()
+}
+
+fn deflating(role: Role) -> Connection {
+    let mut acceptor =
+        Acceptor::new(HandshakeLimits::default()).with_deflate(Some(Deflate { level: 6, len_min: 0 }));
+    let head = request("/").replace("\r\n\r\n", "\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n");
+    let request = acceptor.receive(head.as_bytes()).expect("it is a good request");
+    let agreed = request.expect("the head is complete").deflate();
+    Connection::new(role, Config::default(), start()).with_deflate(agreed)
 }
 
 /// A client's frame, masked with zeros.

@@ -10,7 +10,7 @@ use super::{End, Event, Who, World};
 use crate::{
     Fault, Violation, checks,
     client::{Heard, Layer, Session, take_front},
-    disk::{missing, scan},
+    disk::scan,
     document::edit_once,
     network::{LinkId, SimSocket},
 };
@@ -124,17 +124,26 @@ impl World<'_> {
             self.schedule(until, Event::ClientReads(link));
             return Ok(());
         }
-        let (bytes, again, at_end, wants_space) = {
-            let mut network = self.network.borrow_mut();
-            let Some(pipes) = network.links.get_mut(&link) else { return Ok(()) };
-            let mut bytes = pipes.to_client.read(now);
-            let len = network.torn(bytes.len());
-            let rest = bytes.split_off(len);
-            let Some(pipes) = network.links.get_mut(&link) else { return Ok(()) };
-            let again = !rest.is_empty();
-            pipes.to_client.unread(now, rest);
-            (bytes, again, pipes.to_client.is_at_end(now), pipes.wants_space)
-        };
+        let Some((bytes, at_end)) = self.arrived(link) else { return Ok(()) };
+        self.client_hears(who, link, bytes)?;
+        if at_end {
+            self.session_ends(who, link, "end of stream")?;
+        }
+        Ok(())
+    }
+
+    /// Takes what has arrived at the client's end of a link; says whether the stream has ended behind it.
+    pub(super) fn arrived(&mut self, link: LinkId) -> Option<(Vec<u8>, bool)> {
+        let now = self.now;
+        let mut network = self.network.borrow_mut();
+        let mut bytes = network.links.get_mut(&link)?.to_client.read(now);
+        let len = network.torn(bytes.len());
+        let rest = bytes.split_off(len);
+        let pipes = network.links.get_mut(&link)?;
+        let again = !rest.is_empty();
+        pipes.to_client.unread(now, rest);
+        let (at_end, wants_space) = (pipes.to_client.is_at_end(now), pipes.wants_space);
+        drop(network);
         if again {
             self.at(Duration::from_micros(10), Event::ClientReads(link));
         }
@@ -142,11 +151,7 @@ impl World<'_> {
             let latency = self.network.borrow_mut().latency();
             self.at(latency, Event::ServerWrites(link));
         }
-        self.client_hears(who, link, bytes)?;
-        if at_end {
-            self.session_ends(who, link, "end of stream")?;
-        }
-        Ok(())
+        Some((bytes, at_end))
     }
 
     fn client_hears(&mut self, who: Who, link: LinkId, bytes: Vec<u8>) -> Result<(), Violation> {
@@ -223,17 +228,12 @@ impl World<'_> {
         if let Some(update) = update {
             let room = self.clients[index].room;
             let mut own = self.clients[index].made.common_with(&update);
-            // Who else has deleted the same may be the author of what is heard.
-            let others = self.clients.iter().enumerate();
-            let others = others.filter(|(other, client)| *other != index && client.room == room);
-            for others in others.map(|(_, client)| &client.made).chain([&self.strangers[room]]) {
-                own.deletes = missing(&others.deletes, &own.deletes);
-            }
+            self.leave_out_deletes_of_others(room, Some(index), None, &mut own);
             if !own.is_empty() {
                 let parked = self.is_parked(&self.rooms[room]);
                 let book = self.disk.rooms.entry(self.rooms[room].clone()).or_default();
                 if self.options.config.echo == Echo::Durable && !parked {
-                    checks::acknowledged_is_durable(index, &own, book)?;
+                    checks::acknowledged_is_durable(format_args!("client {index}"), &own, book)?;
                     self.acknowledged[room].union(&own);
                 }
             }
@@ -250,20 +250,7 @@ impl World<'_> {
         }
         self.trace.line(self.now, format_args!("{who:?} loses link {link}: {why}"));
         self.links.remove(&link);
-        // Its socket is gone: the server reads to the end, and what it writes fails.
-        let mut network = self.network.borrow_mut();
-        let arrives = network.now + network.latency();
-        let half_open = network.links.get(&link).is_some_and(|pipes| pipes.half_open);
-        let end = network.links.get_mut(&link).map(|pipes| pipes.to_server.end(arrives));
-        drop(network);
-        if let Some(end) = end.filter(|_| !half_open) {
-            self.schedule(end, Event::ServerReads(link));
-            self.at(Duration::ZERO, Event::ServerWrites(link));
-            if let Some(pipes) = self.network.borrow_mut().links.get_mut(&link) {
-                pipes.cut = true;
-            }
-        }
-        self.forget_link(link);
+        self.hang_up(link);
         let wait = match who {
             Who::Client(index) => {
                 let client = &mut self.clients[index];
@@ -278,6 +265,23 @@ impl World<'_> {
         }
         self.at(wait, Event::Connect(who));
         Ok(())
+    }
+
+    /// The client's socket is gone: the server reads to the end, and what it writes fails.
+    pub(super) fn hang_up(&mut self, link: LinkId) {
+        let mut network = self.network.borrow_mut();
+        let arrives = network.now + network.latency();
+        let half_open = network.links.get(&link).is_some_and(|pipes| pipes.half_open);
+        let end = network.links.get_mut(&link).map(|pipes| pipes.to_server.end(arrives));
+        drop(network);
+        if let Some(end) = end.filter(|_| !half_open) {
+            self.schedule(end, Event::ServerReads(link));
+            self.at(Duration::ZERO, Event::ServerWrites(link));
+            if let Some(pipes) = self.network.borrow_mut().links.get_mut(&link) {
+                pipes.cut = true;
+            }
+        }
+        self.forget_link(link);
     }
 
     pub(super) fn edit(&mut self, index: usize) {

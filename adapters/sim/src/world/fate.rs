@@ -33,7 +33,7 @@ impl World<'_> {
     }
 
     fn strike(&mut self, fault: Fault) -> Result<(), Violation> {
-        let links: Vec<_> = self.links.keys().copied().collect();
+        let links: Vec<_> = self.links.keys().chain(self.application_links.keys()).copied().collect();
         let link = (!links.is_empty()).then(|| links[self.random.index(links.len())]);
         let index = self.random.index(self.clients.len());
         match (fault, link) {
@@ -47,11 +47,16 @@ impl World<'_> {
             }
             (Fault::Sleepy, Some(link)) => {
                 let until = self.now + self.up_to(Duration::from_secs(70), 100);
-                let who = self.links[&link];
-                if let Some(session) = self.session(who) {
-                    session.asleep_until = until;
+                match self.application_links.get(&link) {
+                    Some(&index) => self.applications[index].asleep_until = until,
+                    None => {
+                        let who = self.links[&link];
+                        if let Some(session) = self.session(who) {
+                            session.asleep_until = until;
+                        }
+                    }
                 }
-                self.trace.line(self.now, format_args!("{who:?} reads nothing until {until:?}"));
+                self.trace.line(self.now, format_args!("link {link} is not read until {until:?}"));
             }
             (Fault::Offline, _) => {
                 let length = self.up_to(Duration::from_secs(20), 30);
@@ -60,9 +65,11 @@ impl World<'_> {
                     self.trace.line(self.now, format_args!("client {index} goes offline for {length:?}"));
                     self.abandon(index)?;
                 }
+                self.application_suffers(fault)?;
             }
             (Fault::Reload, _) => {
                 self.process_of(index).into_iter().try_for_each(|index| self.reload(index))?;
+                self.application_suffers(fault)?;
             }
             (Fault::Outage, _) => {
                 let length = self.up_to(Duration::from_secs(15), 20);
@@ -104,12 +111,16 @@ impl World<'_> {
         }
         self.abandon(index)?;
         let moves = self.random.permille(300);
+        let room = if moves { self.random.index(self.rooms.len()) } else { self.clients[index].room };
+        self.trace.line(self.now, format_args!("client {index} loads its page anew, for room {room}"));
+        self.load_anew(index, room);
+        Ok(())
+    }
+
+    pub(super) fn load_anew(&mut self, index: usize, room: usize) {
         let client = &mut self.clients[index];
         self.strangers[client.room].union(&client.made);
-        let room = if moves { self.random.index(self.rooms.len()) } else { client.room };
-        self.trace.line(self.now, format_args!("client {index} loads its page anew, for room {room}"));
         client.reload(room, &mut self.random, self.now);
-        Ok(())
     }
 
     /// The connection of a client ends without a goodbye; the server hears of it, or does not.
@@ -149,10 +160,10 @@ impl World<'_> {
                 self.at(Duration::ZERO, Event::Connect(Who::Client(index)));
             }
         }
-        Ok(())
+        self.applications_heal()
     }
 
-    pub(super) fn leave(&mut self) {
+    pub(super) fn leave(&mut self) -> Result<(), Violation> {
         self.trace.line(self.now, format_args!("everybody leaves"));
         self.leaving = true;
         let now = self.instant();
@@ -168,6 +179,7 @@ impl World<'_> {
                 self.pump(link);
             }
         }
+        self.applications_leave()
     }
 
     pub(super) fn attack(&mut self, index: usize) {

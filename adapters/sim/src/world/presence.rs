@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Who, World};
-use crate::{Violation, checks, client::Client};
+use crate::{Violation, checks};
 
 impl World<'_> {
     /// Cuts off a client and lets it come back, as it was or with its page loaded anew.
@@ -22,9 +22,7 @@ impl World<'_> {
         self.check_presence(index, |other| other != index, |other| other != index)?;
         let loads_anew = self.random.permille(500);
         if loads_anew {
-            let client = &mut self.clients[index];
-            self.strangers[client.room].union(&client.made);
-            client.reload(client.room, &mut self.random, self.now);
+            self.load_anew(index, self.clients[index].room);
         }
         self.run_until(self.now + AWAY)?;
         // Who remembers the clocks of others finds nothing new in them before they are renewed.
@@ -41,11 +39,14 @@ impl World<'_> {
         looks: impl Fn(usize) -> bool,
     ) -> Result<(), Violation> {
         let room = self.clients[index].room;
-        let in_room = |which: &dyn Fn(usize) -> bool| -> Vec<(usize, &Client)> {
-            let clients = self.clients.iter().enumerate();
-            clients.filter(|(other, client)| client.room == room && which(*other)).collect()
-        };
-        checks::presence_is_exact(&self.rooms[room], &in_room(&is_there), &in_room(&looks))
+        let mut members = self.members(room);
+        let clients = self.clients.iter().enumerate().filter(|(_, client)| client.room == room);
+        // Applications come behind the clients, and are there all the time.
+        for (member, (other, _)) in members.iter_mut().zip(clients) {
+            member.present = member.present.take().filter(|_| is_there(other));
+            member.shows = member.shows.take().filter(|_| looks(other));
+        }
+        checks::presence_is_exact(&self.rooms[room], &members)
     }
 }
 

@@ -164,6 +164,13 @@ impl World<'_> {
     /// Does what a runtime does after each call of the host: asks about those woken, hands on what was
     /// written and what the store is asked.
     pub(super) fn settle(&mut self) -> Result<(), Violation> {
+        for room in &self.rooms {
+            if self.is_parked(room)
+                && let Some(book) = self.disk.rooms.get_mut(room)
+            {
+                book.parked = true;
+            }
+        }
         while let Ok(request) = self.requests.try_recv() {
             match &request {
                 Request::Load(room) => self.trace.line(self.now, format_args!("host asks load {room}")),
@@ -177,7 +184,7 @@ impl World<'_> {
             }
             if let Request::Append { room, .. } = &request
                 && let Some(book) = self.disk.rooms.get(room)
-                && !self.is_parked(room)
+                && !book.parked
             {
                 checks::nothing_known_is_stored(book, &request)?;
             }
@@ -290,7 +297,8 @@ impl World<'_> {
 
     /// Forgets a link that has nobody at either end.
     pub(super) fn forget_link(&mut self, link: LinkId) {
-        if !self.ends.contains_key(&link) && !self.links.contains_key(&link) {
+        let has_client = self.links.contains_key(&link) || self.application_links.contains_key(&link);
+        if !self.ends.contains_key(&link) && !has_client {
             self.network.borrow_mut().links.remove(&link);
         }
     }

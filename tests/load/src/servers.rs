@@ -1,0 +1,155 @@
+//! The servers that are compared, and how each is started.
+
+use std::{
+    env, fs, io,
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+use crate::{fleet::Dialect, measure::Process};
+
+/// A server to compare. Those of others keep documents in memory only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Server {
+    /// `yrs-websocket-server --store memory`.
+    Ours,
+    /// `yrs-websocket-server --store sqlite:...`: acknowledges what is on the disk.
+    OursSqlite,
+    /// Broadcasts frames and knows nothing of documents.
+    Ceiling,
+    /// `@y/websocket-server`, on Node.
+    #[value(name = "y-websocket-server")]
+    #[serde(rename = "y-websocket-server")]
+    YWebsocket,
+    /// `@hocuspocus/server`, on Node.
+    Hocuspocus,
+    /// `pycrdt-websocket` under uvicorn.
+    PycrdtWebsocket,
+    /// `yrs-warp` on tokio, one thread.
+    YrsWarp,
+}
+
+impl Server {
+    pub(crate) fn dialect(self) -> Dialect {
+        if self == Self::Hocuspocus { Dialect::Hocuspocus } else { Dialect::YWebsocket }
+    }
+
+    pub(crate) fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    fn command(self, address: SocketAddr, answer: Option<&Path>, scratch: &Path) -> io::Result<Command> {
+        let built = env::current_exe()?.parent().map(Path::to_owned).unwrap_or_default();
+        let peers = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers");
+        let port = address.port().to_string();
+        let mut command;
+        match self {
+            Self::Ours | Self::OursSqlite => {
+                let database = scratch.join("load.sqlite3");
+                for suffix in ["", "-wal", "-shm"] {
+                    let _ = fs::remove_file(format!("{}{suffix}", database.display()));
+                }
+                let store = match self {
+                    Self::Ours => "memory".into(),
+                    _ => format!("sqlite:{}", database.display()),
+                };
+                command = Command::new(built.join("yrs-websocket-server"));
+                command.args(["--listen", &address.to_string(), "--store", &store, "--log", "warn"]);
+            }
+            Self::Ceiling => {
+                command = Command::new(built.join("yrs-websocket-ceiling"));
+                command.args(["--listen", &address.to_string()]);
+                command.args(answer.iter().flat_map(|path| ["--answer".as_ref(), path.as_os_str()]));
+            }
+            Self::YWebsocket => {
+                command = Command::new("node");
+                command.arg("node_modules/@y/websocket-server/src/server.js");
+                command.envs([("HOST", "127.0.0.1"), ("PORT", &port)]);
+            }
+            Self::Hocuspocus => {
+                command = Command::new("node");
+                command.args(["hocuspocus.mjs", &port]);
+            }
+            Self::PycrdtWebsocket => {
+                command = Command::new(".venv/bin/python");
+                command.args(["pycrdt_websocket_server.py", &port]);
+            }
+            Self::YrsWarp => {
+                command = Command::new("yrs-warp/target/release/yrs-warp-peer");
+                command.arg(&port);
+            }
+        }
+        command.current_dir(peers);
+        Ok(command)
+    }
+}
+
+/// A server that runs; it is ended when this is dropped.
+pub(crate) struct Running {
+    child: Option<Child>,
+    pub(crate) address: SocketAddr,
+    pub(crate) process: Process,
+}
+
+impl Running {
+    /// Starts a server on these cores, and waits until it accepts.
+    pub(crate) fn start(server: Server, cores: &str, answer: Option<&Path>) -> io::Result<Self> {
+        let scratch = scratch()?;
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let command = server.command(address, answer, &scratch)?;
+        let mut pinned = Command::new("taskset");
+        pinned.args(["-c", cores]).arg(command.get_program()).args(command.get_args());
+        pinned.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        if let Some(directory) = command.get_current_dir() {
+            pinned.current_dir(directory);
+        }
+        let log = fs::File::create(scratch.join(format!("{}.log", server.name())))?;
+        pinned.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let child = pinned.spawn()?;
+        let process = Process::new(child.id());
+        let mut running = Self { child: Some(child), address, process };
+        let end = Instant::now() + START_TIME;
+        while TcpStream::connect(address).is_err() {
+            let ended = running.child.as_mut().map_or(Ok(None), Child::try_wait)?;
+            if ended.is_some() || Instant::now() > end {
+                let log = scratch.join(format!("{}.log", server.name()));
+                return Err(io::Error::other(format!("it does not start: see {}", log.display())));
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        // What starting costs is over, and the connection that asked is gone.
+        thread::sleep(Duration::from_millis(200));
+        Ok(running)
+    }
+
+    /// A server that somebody else has started, and ends.
+    pub(crate) fn at(address: SocketAddr, pid: u32) -> Self {
+        Self { child: None, address, process: Process::new(pid) }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Where databases and logs of a run go.
+pub(crate) fn scratch() -> io::Result<PathBuf> {
+    let built = env::current_exe()?.parent().map(Path::to_owned).unwrap_or_default();
+    let scratch = built.join("load");
+    fs::create_dir_all(&scratch)?;
+    Ok(scratch)
+}
+
+const START_TIME: Duration = Duration::from_secs(20);
