@@ -8,6 +8,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::Waker,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -35,6 +36,7 @@ pub struct Shards<S> {
     acceptors: Mutex<Option<Vec<Waker>>>,
     accept_failures: AtomicU64,
     is_stopped: AtomicBool,
+    is_store_ended: AtomicBool,
     drained: Bell,
 }
 
@@ -50,6 +52,9 @@ pub struct Drained {
 pub fn seed() -> u64 {
     RandomState::new().build_hasher().finish()
 }
+
+/// What close frames, and then the end of the store, may take beyond the deadline of a drain.
+pub(crate) const DRAIN_GRACE: Duration = Duration::from_millis(500);
 
 /// How long to wait after a connection could not be accepted, for want of file descriptors say.
 pub const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
@@ -131,6 +136,7 @@ impl<S: Socket + Send + 'static> Shards<S> {
             acceptors: Mutex::new(Some(Vec::new())),
             accept_failures: AtomicU64::new(0),
             is_stopped: AtomicBool::new(false),
+            is_store_ended: AtomicBool::new(false),
             drained: Bell::default(),
         }
     }
@@ -197,12 +203,29 @@ impl<S: Socket + Send + 'static> Shards<S> {
         }
     }
 
+    /// Drains, holds the thread up until that is over, and stops; about a second after the deadline if it
+    /// comes to that.
+    pub fn drain_and_wait(self: &Arc<Self>, deadline: Instant) -> Drained {
+        let wait = |until: Instant, is_over: fn(&Self) -> bool| {
+            while !is_over(self) && self.now() < until {
+                self.drained.wait(Some(until.saturating_duration_since(self.now())));
+            }
+        };
+        self.drain(deadline);
+        wait(deadline + DRAIN_GRACE, Self::is_drained);
+        let durable = self.is_durable();
+        self.stop();
+        self.end_store();
+        wait(deadline + 2 * DRAIN_GRACE, Self::is_store_ended);
+        Drained { durable }
+    }
+
     /// Whether a drain is over.
     pub fn is_drained(&self) -> bool {
         self.shards.iter().all(|shard| shard.is_drained.load(Ordering::Relaxed))
     }
 
-    /// Rings when a host's drain is over.
+    /// Rings when a host's drain is over, and when the store has ended.
     pub fn drained(&self) -> &Bell {
         &self.drained
     }
@@ -217,11 +240,21 @@ impl<S: Socket + Send + 'static> Shards<S> {
         self.drained.ring();
     }
 
-    /// Waits for the store to finish what it was given, and ends its thread.
-    pub fn shut_down_store(&self) {
-        if let Some(store) = &self.store {
-            store.shutdown();
-        }
+    /// Lets the store finish what it was given, and ends its thread, on a thread of its own: a store that
+    /// never answers must not hold up who ends a server, nor the runtime of who does.
+    pub(crate) fn end_store(self: &Arc<Self>) {
+        let shards = Arc::clone(self);
+        let _ = thread::Builder::new().name("yrs-drain".into()).spawn(move || {
+            if let Some(store) = &shards.store {
+                store.shutdown();
+            }
+            shards.is_store_ended.store(true, Ordering::Relaxed);
+            shards.drained.ring();
+        });
+    }
+
+    pub(crate) fn is_store_ended(&self) -> bool {
+        self.is_store_ended.load(Ordering::Relaxed)
     }
 
     /// Whether it was stopped.

@@ -7,14 +7,16 @@ use std::{
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
-    thread,
     time::{Duration, Instant},
 };
 
 use yrs_websocket::ConnectionId;
 use yrs_websocket_rfc6455::Refusal;
 
-use crate::{ACCEPT_RETRY_DELAY, Admitted, Bell, Client, ClientNext, Drained, Next, Shards, Socket, Upgrade};
+use crate::{
+    ACCEPT_RETRY_DELAY, Admitted, Bell, Client, ClientNext, Drained, Next, Shards, Socket, Upgrade,
+    shards::DRAIN_GRACE,
+};
 
 thread_local! {
     /// Where all connections of a thread read to: an idle connection holds no buffer.
@@ -89,23 +91,20 @@ pub async fn drain<S: Socket + Send + 'static, T: Future<Output = ()>>(
     deadline: Instant,
     sleep: impl Fn(Instant) -> T,
 ) -> Drained {
-    shards.drain(deadline);
-    let all = async {
-        while !shards.is_drained() {
-            poll_fn(|cx| shards.drained().poll(cx)).await;
-        }
+    let wait = async |until, is_over: fn(&Shards<S>) -> bool| {
+        let over = async {
+            while !is_over(shards) {
+                poll_fn(|cx| shards.drained().poll(cx)).await;
+            }
+        };
+        before(sleep(until), over).await;
     };
-    before(sleep(deadline + DRAIN_GRACE), all).await;
+    shards.drain(deadline);
+    wait(deadline + DRAIN_GRACE, Shards::is_drained).await;
     let durable = shards.is_durable();
     shards.stop();
-    let ended = Arc::new(Bell::default());
-    let (store, ending) = (Arc::clone(shards), Arc::clone(&ended));
-    // Not one of the runtime's own threads: a store that never answers would hold up its end as well.
-    let _ = thread::Builder::new().name("yrs-drain".into()).spawn(move || {
-        store.shut_down_store();
-        ending.ring();
-    });
-    before(sleep(deadline + 2 * DRAIN_GRACE), poll_fn(|cx| ended.poll(cx))).await;
+    shards.end_store();
+    wait(deadline + 2 * DRAIN_GRACE, Shards::is_store_ended).await;
     Drained { durable }
 }
 
@@ -390,6 +389,3 @@ const SCRATCH_LEN: usize = 64 << 10;
 
 /// How long a client that was refused may take to read why, and to close.
 pub const REFUSAL_LINGER: Duration = Duration::from_secs(2);
-
-/// What close frames, and then the end of the store, may take beyond the deadline of a drain.
-const DRAIN_GRACE: Duration = Duration::from_millis(500);

@@ -9,7 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use yrs_websocket_host::{Admitted, ConnectionId, Next, Shards, Upgrade, rfc6455::Refusal};
+use yrs_websocket_host::{
+    Admitted, ConnectionId, Next, Shards, Upgrade, rfc6455::Refusal, stream::REFUSAL_LINGER,
+};
 
 /// The host's end of a connection. Its drop ends the thread that reads.
 #[derive(Debug)]
@@ -200,6 +202,3 @@ pub(crate) const BUFFER_LEN: usize = 16 << 10;
 
 /// Heads are a few hundred bytes.
 const HEAD_BUFFER_LEN: usize = 2 << 10;
-
-/// How long a client that was refused may take to read why, and to close.
-const REFUSAL_LINGER: Duration = Duration::from_secs(2);

@@ -36,7 +36,7 @@ impl Wake for Knock {
             IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
             _ => {}
         }
-        let _ = TcpStream::connect_timeout(&address, DRAIN_GRACE);
+        let _ = TcpStream::connect_timeout(&address, KNOCK_TIMEOUT);
     }
 }
 
@@ -101,17 +101,9 @@ impl Service {
     }
 
     /// Refuses connections from now on, makes everything durable, sends everybody away one after
-    /// another, and ends the threads; half a second after the deadline if it comes to that.
+    /// another, and ends the threads; about a second after the deadline if it comes to that.
     pub fn drain(&self, deadline: Instant) -> Drained {
-        let shards = &self.0.shards;
-        shards.drain(deadline);
-        while !shards.is_drained() && shards.now() < deadline + DRAIN_GRACE {
-            shards.drained().wait(Some((deadline + DRAIN_GRACE).saturating_duration_since(shards.now())));
-        }
-        let durable = shards.is_durable();
-        shards.stop();
-        shards.shut_down_store();
-        Drained { durable }
+        self.0.shards.drain_and_wait(deadline)
     }
 }
 
@@ -129,5 +121,5 @@ impl Drop for Running {
     }
 }
 
-/// What close frames may take beyond the deadline of a drain.
-const DRAIN_GRACE: Duration = Duration::from_millis(500);
+/// Where that takes longer, connections are coming in, which end an accept as well.
+const KNOCK_TIMEOUT: Duration = Duration::from_millis(500);

@@ -131,8 +131,13 @@ impl Bench {
 
     /// Ends the server well; says whether everything is durable.
     pub fn drain(&mut self) -> bool {
+        self.drain_by(now() + WATCHDOG)
+    }
+
+    /// The same, by a deadline.
+    pub fn drain_by(&mut self, deadline: Instant) -> bool {
         let (server, serving) = self.running.take().expect("it runs");
-        let drained = server.drain(now() + WATCHDOG);
+        let drained = server.drain(deadline);
         serving.join().unwrap();
         drained.durable
     }

@@ -81,6 +81,7 @@ on_every_pair! {
     a_restart_is_survived_and_what_was_written_meanwhile_merged
     a_cut_line_is_made_again
     a_drain_stores_everything_and_sends_all_away
+    a_drain_does_not_wait_for_ever_for_a_store_that_never_answers
     who_leaves_waits_for_the_acknowledgement
     who_cannot_be_acknowledged_leaves_at_the_deadline
     nothing_is_acknowledged_before_it_is_stored
@@ -591,6 +592,20 @@ fn a_drain_stores_everything_and_sends_all_away(pair: Pair) {
     };
     bench.until(|| alice.heard(is_sent_away) == 1 && bob.heard(is_sent_away) == 1);
     assert!(!alice.handle.has_unacknowledged());
+}
+
+fn a_drain_does_not_wait_for_ever_for_a_store_that_never_answers(pair: Pair) {
+    let mut bench = pair.start();
+    let (alice, bob) = (bench.join(1), bench.join(2));
+    bench.settle(&[&alice, &bob]);
+    bench.faults.hold();
+    alice.write("x");
+    bench.until_text(&[&bob], "x");
+    assert!(!bench.drain_by(now()));
+    bench.until(|| !alice.handle.is_connected() && !bob.handle.is_connected());
+    assert!(alice.handle.has_unacknowledged());
+    // Or its thread would wait for ever.
+    bench.faults.release();
 }
 
 fn who_leaves_waits_for_the_acknowledgement(pair: Pair) {
