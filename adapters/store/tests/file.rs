@@ -193,6 +193,38 @@ fn updates_in_which_nothing_happened_are_skipped_and_compacted_away() {
     assert_eq!(disk.bytes("doc.y").unwrap().len(), 10 + 1 + 14 + 1 + 9);
 }
 
+/// FileYStore never compacts.
+#[test]
+fn a_file_shrinks_when_its_room_is_compacted() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = FileStore::open(folder.path()).unwrap().with_fsync(Fsync::Never).unwrap();
+    for seq in 1..=1000 {
+        store.commit(&[append("doc", seq, update(seq))]).unwrap();
+    }
+    let len = || fs::metadata(folder.path().join("doc.y")).unwrap().len();
+    assert_eq!(len(), 10 + 1000 * 25);
+    store.commit(&[compact("doc", 1000, update(1))]).unwrap();
+    assert_eq!(len(), 10 + 25);
+}
+
+/// SQLiteYStore skips what is older than its checkpoint.
+#[test]
+fn a_clock_that_steps_back_or_was_never_set_loses_nothing() {
+    let mut times = [2e9, 1e9, 0.0, -1.0, f64::NAN, f64::INFINITY, 1e300].into_iter().cycle();
+    let disk = SimulatedDisk::new();
+    let mut store = FileStore::on(disk.clone()).with_clock(move || times.next().unwrap());
+    for seq in 1..=20 {
+        store.commit(&[append("doc", seq, update(seq))]).unwrap();
+    }
+    let expected: Vec<_> = (1..=20).map(update).collect();
+    assert_eq!(FileStore::on(disk.clone()).load(&name("doc")), Ok(expected));
+    // Nor is damage in the middle taken for a torn tail.
+    let mut bytes = disk.bytes("doc.y").unwrap();
+    bytes[10 + 17 * 25] = 0;
+    let loaded = FileStore::on(disk_with("doc.y", &bytes)).load(&name("doc"));
+    assert!(matches!(loaded, Err(StoreError::Corrupt { .. })), "{loaded:?}");
+}
+
 /// FileYStore answers the whole records and then an error, and what it appends next cannot be read by anybody.
 #[test]
 fn a_file_of_a_thousand_keystrokes_truncated_anywhere_reads_up_to_its_last_whole_record_and_goes_on() {
