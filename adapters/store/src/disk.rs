@@ -97,8 +97,8 @@ impl Folder {
             }
             Err(TryLockError::Error(error)) => return Err(failed(&error)),
         }
-        let told = lock.set_len(0).and_then(|()| lock.write_all(process::id().to_string().as_bytes()));
-        told.map_err(|error| failed(&error))?;
+        // For who comes next. On a full disk it goes without.
+        let _ = lock.set_len(0).and_then(|()| lock.write_all(process::id().to_string().as_bytes()));
         Ok(Self { path, _lock: lock })
     }
 

@@ -44,8 +44,8 @@ use crate::{
 /// it is cut off, and [reported](Self::with_reports). It was never acknowledged. A tail is torn if no whole record
 /// is found behind the place where reading stops; otherwise the file is damaged in the middle, which is
 /// [`StoreError::Corrupt`], and nothing is cut. A whole record is one whose lengths fit, with a timestamp from 1970
-/// to the year 5000, and a well-formed update that says something. Damage that reaches the end of a file cannot
-/// be told from a torn tail; the report has what was cut off.
+/// to the year 5000, and a well-formed update that says something. Damage of the last record cannot be told from
+/// a torn tail: so what is cut off is kept, as `NAME(1).y.torn`.
 ///
 /// **One process** can have a folder open: see [`Folder`]. The Python libraries take no lock. Whatever they append
 /// meanwhile is kept and not written over, but one of theirs must not run at the same time.
@@ -90,9 +90,11 @@ pub enum Report {
         /// The file, inside the folder.
         path: PathBuf,
         /// How much of it is whole, in bytes.
-        at: u64,
-        /// What was cut off.
-        cut: Bytes,
+        end: u64,
+        /// How many bytes were cut off.
+        cut: u64,
+        /// Where they are now, by themselves or in the backup of the whole file.
+        kept: PathBuf,
     },
     /// A file of an earlier version of the format was rewritten.
     Upgraded {
@@ -113,9 +115,12 @@ pub enum Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TornTail { path, at, cut } => {
-                let (path, len) = (path.display(), cut.len());
-                write!(f, "{path}: cut off {len} bytes behind byte {at}, which an interrupted write has left")
+            Self::TornTail { path, end, cut, kept } => {
+                let (path, kept) = (path.display(), kept.display());
+                write!(
+                    f,
+                    "{path}: cut off {cut} bytes behind byte {end}, as an interrupted write leaves; see {kept}"
+                )
             }
             Self::Upgraded { path, backup } => {
                 write!(f, "{}: rewritten in version 2; as it was it is {}", path.display(), backup.display())
@@ -261,32 +266,36 @@ impl<D: Disk> FileStore<D> {
         let bytes = Bytes::from(self.disk.read(path).map_err(failed)?.unwrap_or_default());
         let contents = read(&bytes, path)?;
         known.count(contents.records.len());
-        let torn = (contents.end < bytes.len()).then(|| Report::TornTail {
-            path: path.to_owned(),
-            at: contents.end as u64,
-            cut: bytes.slice(contents.end..),
-        });
+        let end = contents.end as u64;
+        let is_torn = contents.end < bytes.len();
+        let report_torn = |kept| {
+            let path = path.to_owned();
+            (self.on_report)(&Report::TornTail { path, end, cut: (bytes.len() - contents.end) as u64, kept });
+        };
         let (file, len) = if contents.version == Version::Two {
-            if torn.is_some() {
-                self.disk.truncate(&file, contents.end as u64).map_err(failed)?;
+            if is_torn {
+                let cut = &bytes[contents.end..];
+                let kept = keep_torn(&*self.disk, path, cut, self.fsync).map_err(failed)?;
+                self.disk.truncate(&file, end).map_err(failed)?;
+                report_torn(kept);
             }
-            (file, contents.end as u64)
+            (file, end)
         } else {
             let mut upgraded = HEADER.to_vec();
             for record in contents.records {
                 format::write(&mut upgraded, &bytes[record.update], &bytes[record.metadata], (self.clock)());
             }
-            let backup = back_up(&*self.disk, path)?;
+            let (backup, ()) = beside(path, "", |backup| self.disk.keep(path, backup)).map_err(failed)?;
             replace(&*self.disk, path, &upgraded)?;
             self.disk.sync_names(path).map_err(failed)?;
             known.named = false;
+            if is_torn {
+                report_torn(backup.clone());
+            }
             (self.on_report)(&Report::Upgraded { path: path.to_owned(), backup });
             let Some(file) = self.disk.open(path).map_err(failed)? else { return Ok(None) };
             (file, upgraded.len() as u64)
         };
-        if let Some(torn) = torn {
-            (self.on_report)(&torn);
-        }
         known.end = End::Whole(len);
         Ok(Some((file, len)))
     }
@@ -788,14 +797,30 @@ fn replace<D: Disk>(disk: &D, path: &Path, bytes: &[u8]) -> Result<(), StoreErro
     disk.rename(new, path).map_err(failed)
 }
 
-/// Keeps a file under the first name that is free, too, and answers that name.
-fn back_up<D: Disk>(disk: &D, path: &Path) -> Result<PathBuf, StoreError> {
+/// Keeps what will be cut off a file.
+fn keep_torn<D: Disk>(disk: &D, path: &Path, cut: &[u8], fsync: Fsync) -> io::Result<PathBuf> {
+    let (kept, mut file) = beside(path, ".torn", |kept| disk.create(kept))?;
+    write_all(disk, &mut file, 0, cut)?;
+    if fsync != Fsync::Never {
+        disk.sync(&file)?;
+        disk.sync_names(&kept)?;
+    }
+    Ok(kept)
+}
+
+/// Makes a file under the first name beside another that is free.
+fn beside<T>(
+    path: &Path,
+    suffix: &str,
+    mut make: impl FnMut(&Path) -> io::Result<T>,
+) -> io::Result<(PathBuf, T)> {
     let mut number = 1_u32;
     loop {
-        let backup = numbered(path, number);
-        match disk.keep(path, &backup) {
+        let mut free = numbered(path, number).into_os_string();
+        free.push(suffix);
+        match make(Path::new(&free)) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => number += 1,
-            kept => return kept.map(|()| backup).map_err(failed(path)),
+            made => return made.map(|made| (free.into(), made)),
         }
     }
 }

@@ -30,7 +30,7 @@ fn a_file_store_keeps_what_it_acknowledged_whenever_the_power_fails() {
             restarts += 1;
             let found = book.check(&after, true, &format!("step {step}, {bytes} bytes"));
             // It goes on from there; and the power may fail again while it does.
-            for again in 0..6 {
+            for again in 0..10 {
                 let disk = after().restart(Unsynced::Kept, usize::MAX);
                 disk.script(move |step| match step.number {
                     number if number == again => Fate::PowerCut { bytes: 7 },

@@ -103,8 +103,9 @@ pub(crate) fn read(file: &Bytes) -> Result<Contents, Damage> {
     }
 }
 
-/// Appends a record of version 2.
+/// Appends a record of version 2. A clock that was never set says 1970.
 pub(crate) fn write(out: &mut Vec<u8>, update: &[u8], metadata: &[u8], timestamp: f64) {
+    let timestamp = if TIMES.contains(&timestamp) { timestamp } else { TIMES.start };
     for buffer in [update, metadata, &timestamp.to_le_bytes()] {
         let mut length = buffer.len();
         while length >= 0x80 {
@@ -211,7 +212,7 @@ fn whole_record_after(file: &Bytes, version: Version, broken: usize) -> Option<u
         if version == Version::Two {
             let timestamp = file[record.whole.end - TIMESTAMP_LEN..record.whole.end].try_into();
             let timestamp = f64::from_le_bytes(timestamp.expect("a timestamp is 8 bytes"));
-            if !(0.0..1e11).contains(&timestamp) {
+            if !TIMES.contains(&timestamp) {
                 return false;
             }
         }
@@ -234,6 +235,9 @@ pub(crate) const HEADER: &[u8] = b"VERSION:2\n";
 pub(crate) const HEADER_1: &[u8] = b"VERSION:1\n";
 const HEADER_START: &[u8] = b"VERSION:";
 const TIMESTAMP_LEN: usize = 8;
+
+/// The timestamps of whole records: from 1970 to the year 5000.
+const TIMES: Range<f64> = 0.0..1e11;
 
 /// The length of the update that says nothing, `00 00`.
 const NOTHING_LEN: usize = 2;
