@@ -555,7 +555,9 @@ impl<S: Socket> Host<S> {
                 continue;
             }
             connection.outbox.push(head.clone());
-            connection.outbox.push(tail.clone());
+            if !tail.is_empty() {
+                connection.outbox.push(tail.clone());
+            }
             self.counters.deliveries += 1;
             self.counters.bytes_out += len;
             if !mem::replace(&mut connection.dirty, true) {
@@ -664,8 +666,9 @@ impl<S: Socket> Host<S> {
             for id in dirty.drain(..) {
                 let Some(connection) = self.get_mut(id) else { continue };
                 connection.dirty = false;
-                let Connection { socket, outbox, .. } = connection;
+                let Connection { socket, outbox, websocket, congested, .. } = connection;
                 match outbox.flush(|slices| socket.try_write(slices)) {
+                    Ok(()) if outbox.is_empty() && !*congested && !websocket.is_closed() => {}
                     Ok(()) => self.after_write(now, id),
                     Err(_) => self.forget(now, id),
                 }
