@@ -163,6 +163,14 @@ impl Journal {
     /// What someone with this state vector lacks. Walks all of the log: an answer that many ask for is worth
     /// keeping, as a room does.
     pub fn diff(&self, known: &StateVector) -> Diff {
+        // Whoever has nothing lacks the whole log, which says itself what is deleted.
+        let mut log = self.log();
+        if known.is_empty()
+            && self.parked.structs.is_empty()
+            && let (Some(all), None) = (log.next(), log.next())
+        {
+            return Diff { main: all.clone(), conflicting: Vec::new() };
+        }
         let mut main =
             self.log().flat_map(Update::runs).filter_map(|run| run.beyond(known)).collect::<Vec<_>>();
         let (first, others) = self.parked.runs();

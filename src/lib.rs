@@ -465,6 +465,10 @@ impl Recipients {
         self.0.is_empty()
     }
 
+    fn with_capacity(count: usize) -> Self {
+        Self(SmallVec::with_capacity(count))
+    }
+
     fn push(&mut self, connection: ConnectionId) {
         self.0.push(connection);
     }

@@ -823,19 +823,30 @@ impl Room {
         // Who is shown nothing of it before it is durable, or only the part that others made.
         let mut authors: SmallVec<[ConnectionId; 2]> =
             batch.iter().filter_map(|change| change.author).collect();
-        if self.config.echo == Echo::Durable {
-            for (&connection, peer) in &mut self.peers {
-                if batch.iter().any(|change| change.author != Some(connection) && peer.may_have_made(change))
-                {
-                    peer.last_change = peer.last_change.max(last_change);
-                    if peer.question.is_none() {
-                        authors.push(connection);
-                    }
+        authors.sort_unstable();
+        authors.dedup();
+        let writers = authors.len();
+        let immediate = self.config.echo == Echo::Immediate;
+        let durable = self.config.echo == Echo::Durable;
+        let mut recipients = Recipients::with_capacity(self.peers.len());
+        for (&connection, peer) in &mut self.peers {
+            let may_have_made =
+                |change: &Change| change.author != Some(connection) && peer.may_have_made(change);
+            let mut is_author = authors[..writers].binary_search(&connection).is_ok();
+            if durable && batch.iter().any(may_have_made) {
+                peer.last_change = peer.last_change.max(last_change);
+                if !is_author && peer.question.is_none() {
+                    authors.push(connection);
+                    is_author = true;
                 }
+            }
+            // An answer that waits for the store will carry all.
+            let waits = peer.question.is_some() && peer.congestion.is_none();
+            if (immediate || !is_author) && !waits && peer.offer(now, Due::Update) {
+                recipients.push(connection);
             }
         }
         authors.sort_unstable();
-        authors.dedup();
         let (update, frame) = if batch.len() == 1 {
             let Change { update, frame, .. } = batch.pop().expect("it has one");
             let frame = frame.unwrap_or_else(|| Message::Update(update.bytes().clone()).encode());
@@ -846,16 +857,6 @@ impl Room {
             let frame = Message::Update(update.bytes().clone()).encode();
             (update, frame)
         };
-        let immediate = self.config.echo == Echo::Immediate;
-        let mut recipients = Recipients::default();
-        for (&connection, peer) in &mut self.peers {
-            let gets_all = immediate || authors.binary_search(&connection).is_err();
-            // An answer that waits for the store will carry all.
-            let waits = peer.question.is_some() && peer.congestion.is_none();
-            if gets_all && !waits && peer.offer(now, Due::Update) {
-                recipients.push(connection);
-            }
-        }
         if !recipients.is_empty() {
             out.send(recipients, frame.clone());
         }
@@ -1209,7 +1210,7 @@ impl Room {
     }
 
     fn broadcast(&mut self, now: Instant, due: Due, message: &Message, out: &mut Outputs) {
-        let mut everybody = Recipients::default();
+        let mut everybody = Recipients::with_capacity(self.peers.len());
         for (&connection, peer) in &mut self.peers {
             if peer.offer(now, due) {
                 everybody.push(connection);

@@ -291,9 +291,11 @@ impl Update {
         deletes: impl FnOnce(&mut Vec<u8>),
     ) -> Self {
         let of_client = |a: &Run<'_>, b: &Run<'_>| a.client == b.client;
-        let mut out = Vec::with_capacity(16 + runs.iter().map(|run| run.at.len()).sum::<usize>());
+        let clients = runs.chunk_by(of_client).count();
+        let structs_len = runs.iter().map(|run| run.at.len()).sum::<usize>();
+        let mut out = Vec::with_capacity(16 + clients * SECTION_HEAD_LEN + structs_len);
         let mut body = Vec::new();
-        write_var_uint(&mut out, runs.chunk_by(of_client).count() as u64);
+        write_var_uint(&mut out, clients as u64);
         for runs in runs.chunk_by(of_client) {
             body.clear();
             let structs = section(runs, &mut body);
@@ -303,7 +305,11 @@ impl Update {
             out.extend_from_slice(&body);
         }
         let deletes_at = out.len();
-        deletes(&mut out);
+        // Kept for long, it must not keep what a list that doubles has to spare.
+        body.clear();
+        deletes(&mut body);
+        out.reserve_exact(body.len());
+        out.extend_from_slice(&body);
         Self { bytes: out.into(), deletes_at }
     }
 
@@ -1407,6 +1413,9 @@ const PROVEN: &str = "a proven update reads back";
 
 /// One more than the largest integer of JavaScript that is safe.
 const NUMBER_END: u64 = 1 << 53;
+
+/// What the number of structs, a random client and a clock mostly take.
+const SECTION_HEAD_LEN: usize = 12;
 
 /// Counts of a struct and a client, a clock, and one struct.
 const SECTION_LEN_MIN: usize = 3 + STRUCT_LEN_MIN;

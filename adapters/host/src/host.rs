@@ -577,7 +577,9 @@ impl<S: Socket> Host<S> {
             self.counters.deliveries += 1;
             self.counters.bytes_out += (head.len() + tail.len()) as u64;
             connection.outbox.push(head);
-            connection.outbox.push(tail);
+            if !tail.is_empty() {
+                connection.outbox.push(tail);
+            }
             if !mem::replace(&mut connection.dirty, true) {
                 self.dirty.push(id);
             }
@@ -684,8 +686,9 @@ impl<S: Socket> Host<S> {
             for id in dirty.drain(..) {
                 let Some(connection) = self.get_mut(id) else { continue };
                 connection.dirty = false;
-                let Connection { socket, outbox, .. } = connection;
+                let Connection { socket, outbox, websocket, congested, .. } = connection;
                 match outbox.flush(|slices| socket.try_write(slices)) {
+                    Ok(()) if outbox.is_empty() && !*congested && !websocket.is_closed() => {}
                     Ok(()) => self.after_write(now, id),
                     Err(_) => self.forget(now, id),
                 }

@@ -63,16 +63,17 @@ impl Outbox {
     }
 
     fn advance(&mut self, mut written: usize) {
+        if written == self.bytes {
+            // With the room that a burst took: an idle connection keeps none.
+            *self = Self::default();
+            return;
+        }
         self.bytes -= written;
-        while written >= self.first.len() && !self.first.is_empty() {
+        while written >= self.first.len() {
             written -= self.first.len();
             self.first = self.rest.pop_front().unwrap_or_default();
         }
         self.first.advance(written);
-        // A burst must not leave its room behind in every idle connection.
-        if self.rest.is_empty() && self.rest.capacity() > 0 {
-            self.rest = VecDeque::new();
-        }
     }
 }
 

@@ -342,6 +342,15 @@ impl Run {
         let papers = updates::papers(copies);
         let expected = updates::content(papers.iter().cloned());
         let has_document = self.server != Server::Ceiling;
+        // As many have come and gone, so that what connections and code need is there before the document.
+        let passers_by = self.fleet.len()..self.fleet.len() + self.scenario.clients;
+        for _ in passers_by.clone() {
+            self.fleet.add(1, empty_state());
+        }
+        self.fleet.connect(passers_by.clone(), self.connecting_max(), SETTLE_TIME);
+        passers_by.for_each(|client| self.fleet.cut(client));
+        self.rest(IDLE_TIME);
+        self.empty = self.process.usage()?;
         if has_document {
             let writer = self.fleet.add(0, empty_state());
             self.fleet.connect(writer..writer + 1, 1, SETTLE_TIME);
