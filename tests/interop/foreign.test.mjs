@@ -87,6 +87,7 @@ class Lines {
   write (text) { this.program.stdin.write(`${text}\n`) }
   get text () { return this.program.out.split('--\n').at(-1).slice(0, -1) }
   get log () { return this.program.err }
+  async synced (times) { await until(`ours has synced ${times} times`, () => this.log.split('Synced').length > times) }
 
   /** Leaves; how it ended. */
   async leave () {
@@ -102,8 +103,9 @@ for (const kind of servers) {
   describe(kind.name, { timeout: 60_000 }, () => {
     test('our client converges with stock clients, sees them and is seen, and comes back after SIGKILL', async () => {
       const server = await Foreign.start(kind)
+      // One after another: of two who open a room at once pycrdt-websocket leaves one waiting for ever.
+      const stock = [await join(version31, server, 'notes'), await join(version4, server, 'notes')]
       const rust = ours(server, 'notes', 'Ada')
-      const stock = await Promise.all([version31, version4].map(version => join(version, server, 'notes', { state: { user: { name: version.name } } })))
       const texts = () => [rust.text, ...stock.map(({ text }) => text.toString())]
       const all = async (...parts) => await until(`all have ${parts}, each once`, () => {
         const [first, ...others] = texts()
@@ -118,16 +120,28 @@ for (const kind of servers) {
 
       const isSeen = ({ awareness }) => [...awareness.getStates().values()].some(({ user }) => user?.name === 'Ada')
       await until('the stock clients see ours', () => stock.every(isSeen))
-      const sees = ({ version }) => rust.log.includes(`\\"name\\":\\"${version.name}\\"`)
-      await until('ours sees them', () => stock.every(sees))
+      const appear = async suffix => {
+        const names = stock.map(({ version }) => version.name + suffix)
+        stock.forEach(({ awareness }, index) => awareness.setLocalState({ user: { name: names[index] } }))
+        await until(`ours sees ${names}`, () => names.every(name => rust.log.includes(`\\"name\\":\\"${name}\\"`)))
+      }
+      await appear(' here')
 
       await server.kill()
       await until('all notice', () => /Disconnected/.test(rust.log) && stock.every(({ provider }) => !provider.wsconnected))
       rust.write('meanwhile by rust')
       stock[0].text.insert(0, 'meanwhile by yjs\n')
+      if (kind.own) stock.forEach(client => client.disconnect())
       await server.restart()
+      await rust.synced(2)
+      for (const client of stock) {
+        client.connect()
+        await client.synced()
+      }
       await all(...written.slice(1), 'meanwhile by rust', 'meanwhile by yjs')
-      await until('and see each other again', () => stock.every(isSeen))
+      await appear(' again')
+      // pycrdt-websocket says nothing of those present to who comes: they are seen when they renew it.
+      if (!kind.own) await until('the stock clients see ours again', () => stock.every(isSeen))
 
       assert.equal(await rust.leave(), 0)
       assert.doesNotMatch(rust.log, /not everything/)
@@ -138,6 +152,7 @@ for (const kind of servers) {
     test('our client converges with its own client, before and after SIGKILL', async () => {
       const server = await Foreign.start(kind)
       const rust = ours(server, 'notes', 'Ada')
+      await rust.synced(1)
       let other = theirs(server, 'notes')
       rust.write('by rust')
       await until('it has what ours wrote', () => other.text === 'by rust\n')
@@ -148,6 +163,7 @@ for (const kind of servers) {
       await within(10_000, other.program.ended, 'it ends')
       rust.write('meanwhile')
       await server.restart()
+      await rust.synced(2)
       other = theirs(server, 'notes')
       await until('it has everything', () => other.text === 'by rust\nby python\nmeanwhile\n')
       assert.equal(await rust.leave(), 0)
