@@ -524,6 +524,25 @@ fn a_disk_that_fails_at_any_step_leaves_what_was_there_and_the_next_commit_works
 }
 
 #[test]
+fn what_could_not_be_taken_back_is_not_loaded_and_is_cut_off_before_the_next_write() {
+    let disk = SimulatedDisk::new();
+    let mut store = FileStore::on(disk.clone());
+    store.commit(&[append("doc", 1, update(1))]).unwrap();
+    disk.script(|step| match step.operation {
+        Operation::Sync | Operation::Truncate => Fate::Fail { kind: ErrorKind::Other, bytes: 0 },
+        _ => Fate::Work,
+    });
+    assert!(store.commit(&[append("doc", 2, update(2)), append("doc", 3, update(3))]).is_err());
+    disk.heal();
+    for _ in 0..2 {
+        assert_eq!(store.load(&name("doc")), Ok(vec![update(1)]));
+        store.unload(&name("doc"));
+    }
+    store.commit(&[append("doc", 4, update(4))]).unwrap();
+    assert_eq!(FileStore::on(disk).load(&name("doc")), Ok(vec![update(1), update(4)]));
+}
+
+#[test]
 fn what_another_process_appends_meanwhile_is_kept() {
     let folder = tempfile::tempdir().unwrap();
     let mut store = FileStore::open(folder.path()).unwrap();
