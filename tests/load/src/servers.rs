@@ -5,6 +5,7 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU16, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -102,7 +103,7 @@ impl Running {
     /// Starts a server on these cores, and waits until it accepts.
     pub(crate) fn start(server: Server, cores: &str, answer: Option<&Path>) -> io::Result<Self> {
         let scratch = scratch()?;
-        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let address = free_address()?;
         let command = server.command(address, answer, &scratch)?;
         let mut pinned = Command::new("taskset");
         pinned.args(["-c", cores]).arg(command.get_program()).args(command.get_args());
@@ -126,6 +127,9 @@ impl Running {
         }
         // What starting costs is over, and the connection that asked is gone.
         thread::sleep(Duration::from_millis(200));
+        if let Some(ended) = running.child.as_mut().map_or(Ok(None), Child::try_wait)? {
+            return Err(io::Error::other(format!("it has ended at once: {ended}")));
+        }
         Ok(running)
     }
 
@@ -142,6 +146,16 @@ impl Drop for Running {
             let _ = child.wait();
         }
     }
+}
+
+/// Not one of the ports that the kernel gives to those who connect: until the server listens, a
+/// connection to it could come from there and meet itself. Not the last one either, which the kernel still
+/// keeps for those who were cut off.
+fn free_address() -> io::Result<SocketAddr> {
+    static STARTED: AtomicU16 = AtomicU16::new(0);
+    let first = 20_000 + std::process::id() as u16 % 5_000 + STARTED.fetch_add(1, Ordering::Relaxed) % 2_000;
+    let mut ports = (first..first + 5_000).filter_map(|port| TcpListener::bind(("127.0.0.1", port)).ok());
+    ports.next().ok_or(io::ErrorKind::AddrInUse)?.local_addr()
 }
 
 /// Where databases and logs of a run go.

@@ -74,6 +74,7 @@ fn main() -> io::Result<()> {
     };
     let mut poll = Poll::new()?;
     let socket = Socket::new(Domain::for_address(arguments.listen), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
     socket.bind(&arguments.listen.into())?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;

@@ -51,7 +51,7 @@ async fn serve(rooms: Rooms, name: String, socket: WebSocket) {
             Some(room) => room,
             None => {
                 let awareness: AwarenessRef = Arc::new(Awareness::new(Doc::new()));
-                let room = Arc::new(BroadcastGroup::new(awareness, 1 << 15).await);
+                let room = Arc::new(BroadcastGroup::new(awareness, 1 << 10).await);
                 rooms.insert(name, Arc::downgrade(&room));
                 room
             }
