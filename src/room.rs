@@ -510,7 +510,8 @@ impl Room {
                 self.view = None;
             }
         }
-        if is_due(self.storage.retry_at, now) {
+        // Whoever was closed above may have been the last that a drain waited for.
+        if is_due(self.storage.retry_at, now) && !self.is_closed() {
             self.storage.retry_at = None;
             self.storage.write(&self.name, out);
         }
