@@ -38,4 +38,4 @@ wrong = []
 for at in range(0, len(arguments), 3):
     name, expected, folder = arguments[at : at + 3]
     wrong += judge(name, int(expected), folder)
-sys.exit("\n".join(wrong))
+sys.exit("\n".join(wrong) or 0)
