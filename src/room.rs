@@ -1010,10 +1010,12 @@ impl Room {
             .unwrap_or(0)
     }
 
-    /// Whether the store has yet to confirm an edit by `connection`.
+    /// Whether the store has yet to confirm an edit by `connection`, or one that it may have made.
     fn owes_echo(&self, connection: ConnectionId) -> bool {
-        let last_change = self.peers.get(&connection).map_or(0, |peer| peer.last_change);
-        self.config.echo == Echo::Durable && last_change > self.storage.durable_change
+        let Some(peer) = self.peers.get(&connection) else { return false };
+        self.config.echo == Echo::Durable
+            && (peer.last_change > self.storage.durable_change
+                || self.batch.iter().any(|change| peer.may_have_made(change)))
     }
 
     /// The state vector of what a peer was sent, or knows because it wrote it and was told so.

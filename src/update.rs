@@ -256,6 +256,12 @@ impl Update {
         })
     }
 
+    /// The clocks of structs of which only that they are deleted is left, in the update's own order.
+    /// They delete as much as what [`deletes`](Self::deletes) names.
+    pub fn gone(&self) -> impl Iterator<Item = (ClientId, Range<u64>)> {
+        self.structs().filter(Struct::is_gone).map(|s| (s.id.client, s.clocks()))
+    }
+
     /// Whether the update deletes nothing, as most keystrokes.
     pub(crate) fn has_no_deletes(&self) -> bool {
         self.bytes[self.deletes_at..] == [0]

@@ -304,6 +304,26 @@ mod echo {
     }
 
     #[test]
+    fn what_an_author_sent_before_it_came_back_holds_up_its_question_even_while_not_flushed() {
+        let mut w = World::open(Config::default(), [1, 2]);
+        w.frame(1, update(text_insert(1, 0, "abc")));
+        w.stored(1);
+        w.pass(10);
+        w.frame(2, update(text_delete(1, 0, 1)));
+        w.join(3);
+        assert_eq!(w.frame(3, step1(&[(1, 3)])), []);
+        // It came over the connection that is lost, after the question and before the answer.
+        assert_eq!(w.frame(1, update(text_delete(1, 1, 1))), []);
+        assert_eq!(w.frame(3, step2(text_delete(1, 1, 1))), []);
+        assert_eq!(w.stored(2), [send([2], update(text_delete(1, 0, 1)))]);
+        assert_eq!(w.pass(10), [send([2], update(text_delete(1, 1, 1))), append(3, text_delete(1, 1, 1))]);
+        assert_eq!(
+            w.stored(3),
+            [send([1], update(text_delete(1, 1, 1))), send([3], step2(text_delete(1, 0, 2)))]
+        );
+    }
+
+    #[test]
     fn others_who_write_all_the_time_do_not_keep_one_from_its_answer() {
         let mut w = World::open(Config::default(), [1, 2]);
         w.frame(1, update(text_insert(1, 0, "abcdef")));

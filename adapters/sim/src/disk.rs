@@ -35,7 +35,7 @@ impl Content {
         for (client, clocks) in update.inserts() {
             self.inserts.insert(client, clocks);
         }
-        for (client, clocks) in update.deletes() {
+        for (client, clocks) in update.deletes().chain(update.gone()) {
             self.deletes.insert(client, clocks);
         }
     }
@@ -75,7 +75,7 @@ impl Content {
         for (client, clocks) in update.inserts() {
             insert_common(&mut common.inserts, &self.inserts, client, clocks);
         }
-        for (client, clocks) in update.deletes() {
+        for (client, clocks) in update.deletes().chain(update.gone()) {
             insert_common(&mut common.deletes, &self.deletes, client, clocks);
         }
         common

@@ -198,14 +198,17 @@ fn nested_types_go_both_ways(pair: Pair) {
 /// `test_pycrdt_yjs_2`.
 fn what_an_undo_manager_of_the_origin_undoes_vanishes_for_all(pair: Pair) {
     let bench = pair.start();
-    let (alice, bob) = (bench.join(1), bench.join(2));
-    alice.set("key0", "val0");
+    let doc = Doc::with_client_id(1);
+    let map = doc.get_or_insert_map("map");
+    map.insert(&mut doc.transact_mut(), "key0", "val0");
+    let mut undo = UndoManager::with_options(yrs::undo::Options::default());
+    undo.expand_scope(&doc, &map);
+    let (alice, bob) = (bench.join_at(bench.address(), doc, |_| {}), bench.join(2));
     bench.until(|| bob.get("key0").is_some());
-    let mut options = yrs::undo::Options::default();
-    options.tracked_origins.insert(alice.handle.origin().clone());
-    let map = alice.doc().get_or_insert_map("map");
-    let mut undo = UndoManager::with_options(options);
-    undo.expand_scope(alice.doc(), &map);
+    {
+        let _no_other_transaction = alice.doc().transact();
+        undo.include_origin(alice.handle.origin().clone());
+    }
     bob.set("key1", "val1");
     bench.until(|| alice.get("key1").is_some());
     assert!(undo.undo_blocking());
