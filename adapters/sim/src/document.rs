@@ -13,7 +13,7 @@ use yrs::{
 };
 use yrs_websocket::update::ClientId;
 
-use crate::random::Random;
+use crate::{disk::scan, random::Random};
 
 pub(crate) fn document(id: ClientId) -> Doc {
     let mut options = Options::with_guid_and_client_id("sim".into(), yrs::ClientID::new(id.get()));
@@ -45,8 +45,8 @@ fn update_event(doc: &Doc, f: impl FnOnce()) -> Option<Bytes> {
     update.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
-/// The undo of an editor. Its edits touch one item each: yrs restores several in an order that is another
-/// one in each process.
+/// The undo of an editor. What it takes back are edits that delete one item each: yrs restores several in an
+/// order that is another one in each run.
 #[derive(Debug)]
 pub(crate) struct Undo(UndoManager);
 
@@ -67,25 +67,38 @@ impl Undo {
 
     /// Makes an edit that can be undone, undoes one, or does it again.
     pub(crate) fn edit(&mut self, doc: &Doc, random: &mut Random) -> Option<Bytes> {
-        update_event(doc, || match random.below(5) {
+        let mut item_len = None;
+        let update = update_event(doc, || match random.below(5) {
             0 | 1 => {
                 let mut transaction = doc.transact_mut_with(UNDOABLE);
                 let text = transaction.get_or_insert_text("text");
                 let map = transaction.get_or_insert_map("map");
                 let places = char_places(&text.get_string(&transaction));
+                let mut deletes = 1;
                 match random.below(3) {
                     0 => text.insert(&mut transaction, random.pick(&places), "u"),
                     1 if places.len() > 1 => {
                         let from = random.index(places.len() - 1);
                         // Of a pair, both halves are one item.
-                        text.remove_range(&mut transaction, places[from], places[from + 1] - places[from]);
+                        deletes = places[from + 1] - places[from];
+                        text.remove_range(&mut transaction, places[from], deletes);
                     }
                     _ => drop(map.insert(&mut transaction, format!("k{}", random.below(5)), "undoable")),
                 }
+                item_len = Some(u64::from(deletes));
             }
             2 | 3 => drop(self.0.undo_blocking()),
             _ => drop(self.0.redo_blocking()),
-        })
+        });
+        let deleted = |update: &Bytes| {
+            let update = scan(update.clone()).expect("yrs writes nothing else");
+            update.deletes().map(|(_, clocks)| clocks.end - clocks.start).sum::<u64>()
+        };
+        // Formats go with the text between them.
+        if item_len.is_some_and(|item_len| update.as_ref().is_some_and(|update| deleted(update) > item_len)) {
+            self.0.clear_all();
+        }
+        update
     }
 }
 

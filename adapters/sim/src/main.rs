@@ -141,6 +141,8 @@ fn many(first: u64, end: u64, failures_max: usize, shrinks: bool) -> ExitCode {
     let next = AtomicU64::new(first);
     let done = AtomicU64::new(0);
     let steps = AtomicU64::new(0);
+    // The same for the same seeds, in whichever order they ran.
+    let traces = AtomicU64::new(0);
     let failed = AtomicUsize::new(0);
     let failures: Mutex<BTreeMap<u64, Outcome>> = Mutex::default();
     #[allow(clippy::disallowed_methods, reason = "measures how fast worlds run, and decides nothing in them")]
@@ -156,6 +158,7 @@ fn many(first: u64, end: u64, failures_max: usize, shrinks: bool) -> ExitCode {
                     let outcome = run(&Plan::new(seed), None);
                     done.fetch_add(1, Ordering::Relaxed);
                     steps.fetch_add(outcome.steps, Ordering::Relaxed);
+                    traces.fetch_add(outcome.trace_hash, Ordering::Relaxed);
                     if outcome.violation.is_some() {
                         failed.fetch_add(1, Ordering::Relaxed);
                         failures.lock().unwrap_or_else(PoisonError::into_inner).insert(seed, outcome);
@@ -177,8 +180,9 @@ fn many(first: u64, end: u64, failures_max: usize, shrinks: bool) -> ExitCode {
     }
     let (done, steps) = (done.into_inner(), steps.into_inner());
     println!(
-        "{done} seeds, {} failed, {steps} steps in {seconds:.1} s: {:.0} seeds/s",
+        "{done} seeds, {} failed, {steps} steps, traces {:016x}, in {seconds:.1} s: {:.0} seeds/s",
         failures.len(),
+        traces.into_inner(),
         done as f64 / seconds
     );
     if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -27,6 +27,13 @@ use crate::{
     random::Random,
 };
 
+/// Somebody honest who writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Author {
+    Client(usize),
+    Application(usize),
+}
+
 /// An application: it edits its document, and leaves the rest to the client.
 pub(crate) struct Application {
     pub(crate) room: usize,
@@ -255,39 +262,41 @@ impl World<'_> {
     /// What an application is told is acknowledged is on the disk.
     fn check_acknowledged(&mut self, index: usize) -> Result<(), Violation> {
         let application = &self.applications[index];
-        if application.handle.has_unacknowledged() || self.options.config.echo != Echo::Durable {
+        if application.handle.has_unacknowledged() {
             return Ok(());
         }
-        let room = application.room;
-        if self.is_parked(&self.rooms[room]) {
+        let (room, own) = (application.room, application.made.clone());
+        self.acknowledge(room, Author::Application(index), &own)
+    }
+
+    /// Checks that what somebody takes for acknowledged is on the disk, and remembers it.
+    pub(super) fn acknowledge(&mut self, room: usize, who: Author, own: &Content) -> Result<(), Violation> {
+        if self.options.config.echo != Echo::Durable || self.is_parked(&self.rooms[room]) {
             return Ok(());
         }
-        let mut own = application.made.clone();
-        self.leave_out_deletes_of_others(room, None, Some(index), &mut own);
         let book = self.disk.rooms.entry(self.rooms[room].clone()).or_default();
-        checks::acknowledged_is_durable(format_args!("application {index}"), &own, book)?;
-        self.acknowledged[room].union(&own);
-        Ok(())
+        let early = book.content.missing_of(own);
+        self.acknowledged[room].union(&early.missing_of(own));
+        if early.is_empty() {
+            return Ok(());
+        }
+        checks::acknowledged_is_durable(who, &self.without_deletes_of_others(room, who, early))
     }
 
     /// Who else has deleted the same may be the author of what somebody hears.
-    pub(super) fn leave_out_deletes_of_others(
-        &self,
-        room: usize,
-        client: Option<usize>,
-        application: Option<usize>,
-        own: &mut Content,
-    ) {
-        let others = self.clients.iter().enumerate();
-        let others = others.filter(|(other, others)| Some(*other) != client && others.room == room);
-        for others in others.map(|(_, client)| &client.made).chain([&self.strangers[room]]) {
-            own.deletes = missing(&others.deletes, &own.deletes);
-        }
-        for (other, others) in self.applications.iter().enumerate() {
-            if Some(other) != application && others.room == room && !own.deletes.is_empty() {
-                own.deletes = missing(&others.deleted(), &own.deletes);
+    fn without_deletes_of_others(&self, room: usize, who: Author, mut own: Content) -> Content {
+        for (index, other) in self.clients.iter().enumerate() {
+            if who != Author::Client(index) && other.room == room {
+                own.deletes = missing(&other.made.deletes, &own.deletes);
             }
         }
+        for (index, other) in self.applications.iter().enumerate() {
+            if who != Author::Application(index) && other.room == room {
+                own.deletes = missing(&other.deleted(), &own.deletes);
+            }
+        }
+        own.deletes = missing(&self.strangers[room].deletes, &own.deletes);
+        own
     }
 
     /// A fault hits an application: it is offline for a time, or starts anew, perhaps with what it had.

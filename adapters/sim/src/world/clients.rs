@@ -3,12 +3,12 @@
 use std::{collections::BTreeSet, fmt::Write as _, rc::Rc, time::Duration};
 
 use bytes::Bytes;
-use yrs_websocket::{Access, Echo, message::Message};
+use yrs_websocket::{Access, message::Message};
 use yrs_websocket_host::{Admission, Admitted, Upgrade, rfc6455};
 
-use super::{End, Event, Who, World};
+use super::{End, Event, Who, World, applications::Author};
 use crate::{
-    Fault, Violation, checks,
+    Fault, Violation,
     client::{Heard, Layer, Session, take_front},
     disk::scan,
     document::edit_once,
@@ -227,16 +227,8 @@ impl World<'_> {
         }
         if let Some(update) = update {
             let room = self.clients[index].room;
-            let mut own = self.clients[index].made.common_with(&update);
-            self.leave_out_deletes_of_others(room, Some(index), None, &mut own);
-            if !own.is_empty() {
-                let parked = self.is_parked(&self.rooms[room]);
-                let book = self.disk.rooms.entry(self.rooms[room].clone()).or_default();
-                if self.options.config.echo == Echo::Durable && !parked {
-                    checks::acknowledged_is_durable(format_args!("client {index}"), &own, book)?;
-                    self.acknowledged[room].union(&own);
-                }
-            }
+            let own = self.clients[index].made.common_with(&update);
+            self.acknowledge(room, Author::Client(index), &own)?;
         }
         if let Some(session) = &mut self.clients[index].session {
             answers.iter().for_each(|answer| session.send(answer));
