@@ -6,7 +6,7 @@ from pathlib import Path
 
 import anyio
 from pycrdt import Doc, Text
-from pycrdt.store import SQLiteYStore
+from pycrdt.store import FileYStore, SQLiteYStore
 
 
 def text_of(doc: Doc) -> str:
@@ -18,13 +18,17 @@ async def main(folder: Path) -> None:
     for line in lines:
         name, expected, codec = line.split("\t")
 
-        class Store(SQLiteYStore):
+        class Database(SQLiteYStore):
             db_path = str(folder / name)
             checkpoint_interval = None
 
-        store = Store("room-1", metadata_callback=lambda: b"python")
-        if codec == "zlib":
-            store.register_compression_callbacks(zlib.compress, zlib.decompress)
+        store: FileYStore | SQLiteYStore
+        if name.endswith(".y"):
+            store = FileYStore(str(folder / name), metadata_callback=lambda: b"python")
+        else:
+            store = Database("room-1", metadata_callback=lambda: b"python")
+            if codec == "zlib":
+                store.register_compression_callbacks(zlib.compress, zlib.decompress)
         async with store:
             # Checkpoint and tail, as Jupyter loads it.
             doc: Doc = Doc()
@@ -43,8 +47,8 @@ async def main(folder: Path) -> None:
             async for update, _, _ in store.read():
                 again.apply_update(update)
             assert text_of(again) == expected + " and Python", name
-    assert not list(folder.glob("*(*")), "a database was moved away as of another version"
-    print(f"pycrdt-store read {len(lines)} databases")
+    assert not list(folder.glob("**/*(*")), "something was moved away as of another version"
+    print(f"pycrdt-store read {len(lines)} databases and files")
 
 
 anyio.run(main, Path(sys.argv[1]))

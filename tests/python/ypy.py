@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import y_py as Y
-from ypy_websocket.ystore import SQLiteYStore, YDocNotFound
+from ypy_websocket.ystore import FileYStore, SQLiteYStore, YDocNotFound
 
 
 async def main(folder: Path) -> None:
@@ -14,10 +14,15 @@ async def main(folder: Path) -> None:
         name, expected, codec = line.split("\t")
         assert codec == "plain"
 
-        class Store(SQLiteYStore):
+        class Database(SQLiteYStore):
             db_path = str(folder / name)
 
-        store = Store("room-1", metadata_callback=lambda: b"python")
+        def open_room(room: str) -> FileYStore | SQLiteYStore:
+            if name.endswith(".y"):
+                return FileYStore(str((folder / name).with_stem(room)), metadata_callback=lambda: b"python")
+            return Database(room, metadata_callback=lambda: b"python")
+
+        store = open_room("room-1")
         await store.start()
         ydoc = Y.YDoc()
         await store.apply_updates(ydoc)
@@ -30,15 +35,15 @@ async def main(folder: Path) -> None:
         again = Y.YDoc()
         await store.apply_updates(again)
         assert str(again.get_text("text")) == expected + " and Python", name
-        missing = Store("nobody")
+        missing = open_room("nobody")
         await missing.start()
         try:
             await missing.apply_updates(Y.YDoc())
             raise AssertionError("a room that nobody has written has updates")
         except YDocNotFound:
             pass
-    assert not list(folder.glob("*(*")), "a database was moved away as of another version"
-    print(f"ypy-websocket read {len(lines)} databases")
+    assert not list(folder.glob("**/*(*")), "something was moved away as of another version"
+    print(f"ypy-websocket read {len(lines)} databases and files")
 
 
 asyncio.run(main(Path(sys.argv[1])))

@@ -1,8 +1,9 @@
-//! Writes databases for the Python libraries to read, and reads what they have written into them: the Rust
-//! half of `tests/python/run`.
+//! Writes databases and files for the Python libraries to read, and reads what they have written into them: the
+//! Rust half of `tests/python/run`.
 //!
-//! `python write FOLDER` makes `FOLDER/ypy/*.db`, `FOLDER/pycrdt/*.db` and beside them `expected.tsv`: database,
-//! text, and `zlib` or `plain`. `python check FOLDER` expects each text with ` and Python` behind it.
+//! `python write FOLDER` makes `FOLDER/ypy/*.db`, `FOLDER/ypy/*/room-1.y`, the same for `pycrdt`, and beside them
+//! `expected.tsv`: database or file, text, and `zlib` or `plain`. `python check FOLDER` expects each text with
+//! ` and Python` behind it.
 
 use std::{env, fs, path::Path, sync::Arc};
 
@@ -12,7 +13,7 @@ use yrs::{
     updates::decoder::Decode as _,
 };
 use yrs_websocket::{RoomName, update::SquashOptions};
-use yrs_websocket_store::{History as _, SqliteOptions, SqliteStore, Store as _, Write, Zlib};
+use yrs_websocket_store::{FileStore, History as _, SqliteOptions, SqliteStore, Store, Write, Zlib};
 
 fn main() {
     let arguments: Vec<_> = env::args().skip(1).collect();
@@ -20,14 +21,17 @@ fn main() {
     for library in ["ypy", "pycrdt"] {
         let folder = Path::new(folder).join(library);
         match what.as_str() {
-            "write" => write(library, &folder),
+            "write" => {
+                let expected = write_databases(library, &folder) + &write_files(&folder);
+                fs::write(folder.join("expected.tsv"), expected).expect("the folder can be written");
+            }
             "check" => check(&folder),
             _ => panic!("python write|check FOLDER"),
         }
     }
 }
 
-fn write(library: &str, folder: &Path) {
+fn write_databases(library: &str, folder: &Path) -> String {
     fs::create_dir_all(folder).expect("the folder can be made");
     let mut expected = String::new();
     for fixture in ["ypy-0.12.4", "pycrdt-store-0.1.5", "new"] {
@@ -40,12 +44,7 @@ fn write(library: &str, folder: &Path) {
             let name = format!("{fixture}-{case}.db");
             let path = folder.join(&name);
             if fixture != "new" {
-                let source = Path::new(env!("CARGO_MANIFEST_DIR"))
-                    .join("tests/fixtures")
-                    .join(fixture)
-                    .join("ystore.db");
-                fs::write(&path, fs::read(source).expect("the fixture is there"))
-                    .expect("the folder can be written");
+                copy_fixture(&format!("{fixture}/ystore.db"), &path);
             }
             let mut options = SqliteOptions::default();
             if case == "checkpointed" || is_compressed {
@@ -78,23 +77,59 @@ fn write(library: &str, folder: &Path) {
             expected += &format!("{name}\t{text}\t{codec}\n");
         }
     }
-    fs::write(folder.join("expected.tsv"), expected).expect("the folder can be written");
+    expected
+}
+
+fn write_files(folder: &Path) -> String {
+    let mut expected = String::new();
+    for fixture in ["ypy-0.12.4", "pycrdt-store-0.1.5", "new"] {
+        for case in ["appended", "compacted"] {
+            let name = format!("{fixture}-{case}/room-1.y");
+            let path = folder.join(&name);
+            let folder = path.parent().expect("the name has one");
+            fs::create_dir_all(folder).expect("the folder can be made");
+            if fixture != "new" {
+                copy_fixture(&format!("{fixture}/doc.y"), &path);
+            }
+            let mut store = FileStore::open(folder).expect("a folder");
+            push(&mut store, " and Rust");
+            if case == "compacted" {
+                store.compact(&room(), SquashOptions::default()).expect("a squash");
+            }
+            push(&mut store, " once");
+            push(&mut store, " more");
+            expected +=
+                &format!("{name}\t{}\tplain\n", text(&store.load(&room()).expect("what was written")));
+        }
+    }
+    expected
+}
+
+fn copy_fixture(name: &str, to: &Path) {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+    fs::write(to, fs::read(fixture).expect("the fixture is there")).expect("the folder can be written");
 }
 
 fn check(folder: &Path) {
     let expected = fs::read_to_string(folder.join("expected.tsv")).expect("it was written before");
     for line in expected.lines() {
         let [name, before, _] = line.split('\t').collect::<Vec<_>>()[..] else { panic!("{line}") };
-        let mut store = SqliteStore::open(folder.join(name)).expect("a database");
-        let after = text(&store.load(&room()).expect("what was written"));
+        let path = folder.join(name);
+        let updates = if name.ends_with(".db") {
+            let mut store = SqliteStore::open(path).expect("a database");
+            assert_eq!(store.check().as_deref(), Ok(&[][..]), "{name}");
+            store.load(&room())
+        } else {
+            FileStore::open(path.parent().expect("the name has one")).expect("a folder").load(&room())
+        };
+        let after = text(&updates.expect("what was written"));
         assert_eq!(after, format!("{before} and Python"), "{name}");
-        assert_eq!(store.check().as_deref(), Ok(&[][..]), "{name}");
     }
     println!("{}: what Python wrote behind {} texts is read", folder.display(), expected.lines().count());
 }
 
 /// Types at the end of the text, in a transaction of its own.
-fn push(store: &mut SqliteStore, words: &str) {
+fn push(store: &mut impl Store, words: &str) {
     let updates = store.load(&room()).expect("what was written");
     let doc = document(&updates);
     let text = doc.get_or_insert_text("text");
