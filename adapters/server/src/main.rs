@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clap::{Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, error::ErrorKind};
 use socket2::{Domain, Socket, Type};
 use tokio::{
     net::TcpListener,
@@ -23,7 +23,9 @@ use tokio::{
 };
 use tracing::{error, info, level_filters::LevelFilter, warn};
 use yrs_websocket::Event;
-use yrs_websocket_store::{FileStore, Fsync, Report, SqliteStore, TempFileStore};
+use yrs_websocket_store::{
+    Compression, FileStore, Fsync, Report, SqliteOptions, SqliteStore, TempFileStore, Zlib,
+};
 use yrs_websocket_tokio::{Observer, Options, Service, record::Recorder, rfc6455::Deflate};
 
 /// Serves Yjs documents over WebSocket.
@@ -44,10 +46,12 @@ struct Arguments {
     /// do: less on the wire for more work here.
     #[arg(long)]
     deflate: bool,
-    /// When files are made durable: `always`, before an edit is acknowledged; `interval:MS`, at most so many
+    /// When files are made durable: `always`, the default, before an edit is acknowledged; `interval:MS`, at most so many
     /// milliseconds later, and `never`, when the system does it: both lose edits if the power fails.
-    #[arg(long, default_value = "always", value_name = "WHEN", value_parser = parse_fsync)]
-    fsync: Fsync,
+    #[arg(long, value_name = "WHEN", value_parser = parse_fsync, help_heading = "Files")]
+    fsync: Option<Fsync>,
+    #[command(flatten)]
+    upkeep: Upkeep,
     /// What is logged to stderr: off, error, warn, info, debug or trace.
     #[arg(long, default_value = "info", value_name = "LEVEL")]
     log: LevelFilter,
@@ -55,6 +59,58 @@ struct Arguments {
     /// each core. They hold the contents of all documents. `yrs-websocket-sim --replay` reads them.
     #[arg(long, value_name = "PATH")]
     record: Option<PathBuf>,
+}
+
+/// What is done to a database besides writing to it. Nothing of it is, by default.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "SQLite")]
+struct Upkeep {
+    /// Squashes a room when it is written to after so many seconds without: its history is gone then.
+    #[arg(long, value_name = "SECONDS")]
+    squash_after_inactivity_of: Option<u64>,
+    /// Squashes what of a room is older than so many seconds.
+    #[arg(long, value_name = "SECONDS")]
+    squash_history_older_than: Option<u64>,
+    /// Stores a checkpoint after so many records of a room, for pycrdt-store, which loads faster then.
+    #[arg(long, value_name = "RECORDS")]
+    checkpoint_every: Option<u64>,
+    /// Squashes rooms, those first that were not written for the longest time, while the database is larger.
+    #[arg(long, value_name = "MIB")]
+    size_max: Option<u64>,
+    /// Compresses what is written by zlib. Python reads that only if it has registered zlib, too.
+    #[arg(long)]
+    compress: bool,
+}
+
+impl Upkeep {
+    fn options(&self) -> SqliteOptions {
+        let mut options = SqliteOptions::default();
+        options.squash_after_inactivity_of = self.squash_after_inactivity_of.map(Duration::from_secs);
+        options.squash_history_older_than = self.squash_history_older_than.map(Duration::from_secs);
+        options.checkpoint_every = self.checkpoint_every;
+        options.size_max = self.size_max.map(|size| size.saturating_mul(1 << 20));
+        options.compression = self.compress.then(|| Arc::new(Zlib) as Arc<dyn Compression>);
+        options
+    }
+
+    /// The first option that is set.
+    fn first(&self) -> Option<&'static str> {
+        let Self {
+            squash_after_inactivity_of,
+            squash_history_older_than,
+            checkpoint_every,
+            size_max,
+            compress,
+        } = self;
+        let options = [
+            (squash_after_inactivity_of.is_some(), "--squash-after-inactivity-of"),
+            (squash_history_older_than.is_some(), "--squash-history-older-than"),
+            (checkpoint_every.is_some(), "--checkpoint-every"),
+            (size_max.is_some(), "--size-max"),
+            (*compress, "--compress"),
+        ];
+        options.into_iter().find_map(|(is_set, name)| is_set.then_some(name))
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -102,6 +158,16 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::parse();
     if let Some(Command::Store(arguments)) = arguments.command.take() {
         return store::run(arguments);
+    }
+    let is_database = matches!(arguments.store, StoreUrl::Sqlite(_));
+    let is_folder = matches!(arguments.store, StoreUrl::File(_) | StoreUrl::Temp);
+    let misplaced = match (arguments.fsync, arguments.upkeep.first()) {
+        (Some(_), _) if !is_folder => Some("--fsync is for --store file:FOLDER and temp".to_owned()),
+        (_, Some(option)) if !is_database => Some(format!("{option} is for --store sqlite:PATH")),
+        _ => None,
+    };
+    if let Some(message) = misplaced {
+        Arguments::command().error(ErrorKind::ArgumentConflict, message).exit();
     }
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
@@ -180,20 +246,23 @@ fn start(arguments: &Arguments) -> Result<Service, ExitCode> {
             Service::in_memory(options, shards)
         }
         StoreUrl::Sqlite(path) => {
-            let store = SqliteStore::open(path)
-                .map_err(|error| failed(&format!("cannot open the store {}", path.display()), &error))?;
+            let cannot = |error: &dyn std::error::Error| {
+                failed(&format!("cannot open the store {}", path.display()), error)
+            };
+            let store = SqliteStore::open(path).map_err(|error| cannot(&error))?;
+            let store = store.with_options(arguments.upkeep.options()).map_err(|error| cannot(&error))?;
             info!("documents are kept in {}", path.display());
             Service::with_store(options, shards, store)
         }
         StoreUrl::File(path) => {
             let store = FileStore::open(path).map_err(|error| failed("cannot open the store", &error))?;
             info!("documents are kept in {}, one file for each", path.display());
-            Service::with_store(options, shards, configured(store, arguments.fsync)?)
+            Service::with_store(options, shards, configured(store, arguments.fsync.unwrap_or_default())?)
         }
         StoreUrl::Temp => {
             let store = TempFileStore::new().map_err(|error| failed("cannot open the store", &error))?;
             warn!("documents are kept in {} until the end", store.path().display());
-            let store = store.try_map(|store| configured(store, arguments.fsync))?;
+            let store = store.try_map(|store| configured(store, arguments.fsync.unwrap_or_default()))?;
             Service::with_store(options, shards, store)
         }
     };

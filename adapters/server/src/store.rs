@@ -129,10 +129,13 @@ fn perform(arguments: Arguments) -> Result<Outcome, Failure> {
     if !matches!(arguments.command, Command::Import { .. }) && !path.exists() {
         return Err(at(path, "there is no such store: give --store sqlite:PATH or file:FOLDER"));
     }
+    let writes = matches!(arguments.command, Command::Import { .. } | Command::Compact { .. });
     let store = &mut if is_folder {
         Opened::Files(FileStore::open(path).map_err(Failure::because)?)
     } else {
-        Opened::Sqlite(Box::new(SqliteStore::open(path).map_err(|error| at(path, error))?))
+        // Whoever only looks changes nothing, not even the version that Python left.
+        let opened = if writes { SqliteStore::open(path) } else { SqliteStore::open_read_only(path) };
+        Opened::Sqlite(Box::new(opened.map_err(|error| at(path, error))?))
     };
     match arguments.command {
         Command::List => list(store),

@@ -28,6 +28,35 @@ fn what_python_wrote_is_listed_with_its_history() {
 }
 
 #[test]
+fn who_only_looks_changes_nothing() {
+    let shop = Shop::new("ypy-0.12.4");
+    let before = fs::read(shop.path("store.db")).unwrap();
+    for arguments in
+        [&["list"][..], &["history", "room-1"], &["verify"], &["export", "room-2", &shop.path("x.y")]]
+    {
+        shop.run(arguments);
+        assert!(fs::read(shop.path("store.db")).unwrap() == before, "{arguments:?}");
+    }
+}
+
+#[test]
+fn an_option_of_another_store_is_a_mistake() {
+    for (store, option, expected) in [
+        ("sqlite:x", "--fsync=never", "--fsync is for --store file:FOLDER and temp"),
+        ("memory", "--fsync=never", "--fsync is for --store file:FOLDER and temp"),
+        ("file:x", "--compress", "--compress is for --store sqlite:PATH"),
+        ("temp", "--size-max=1", "--size-max is for --store sqlite:PATH"),
+    ] {
+        let program = env!("CARGO_BIN_EXE_yrs-websocket-server");
+        let output = Command::new(program).args(["--store", store, option]).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains(expected), "{said}");
+    }
+    assert!(!Path::new("x").exists());
+}
+
+#[test]
 fn rooms_travel_through_files() {
     let shop = Shop::new("ypy-0.12.4");
     let folder = shop.path("rooms");

@@ -65,6 +65,25 @@ impl SqliteStore {
         Self::new(Connection::open_with_flags(path, flags).map_err(open_error)?)
     }
 
+    /// Opens the database in a file to look into it. Nothing in the file changes, whoever wrote it: neither
+    /// tables nor version nor journal. Every write is [`StoreError::ReadOnly`].
+    pub fn open_read_only(path: impl AsRef<Path>) -> Result<Self, OpenError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut connection = Connection::open_with_flags(path, flags).map_err(open_error)?;
+        connection.busy_timeout(BUSY_TIMEOUT).map_err(open_error)?;
+        let found = inspect(&connection.transaction().map_err(open_error)?)?;
+        match found {
+            Found::Nothing => return Err(OpenError::Foreign),
+            Found::Updates { checkpoints: true, .. } => {}
+            Found::Updates { checkpoints: false, .. } => {
+                connection.pragma_update(None, "temp_store", "MEMORY").map_err(open_error)?;
+                let create = CREATE_CHECKPOINTS.replacen("TABLE", "TEMP TABLE", 1);
+                connection.execute(&create, []).map_err(open_error)?;
+            }
+        }
+        Ok(Self::on(connection))
+    }
+
     /// Makes a database in memory: it is gone when the store is dropped.
     pub fn in_memory() -> Result<Self, OpenError> {
         Self::new(Connection::open_in_memory().map_err(open_error)?)
@@ -161,7 +180,11 @@ impl SqliteStore {
         // Again, under the lock: another process may have made it since.
         inspect(&transaction)?.complete(&transaction).map_err(open_error)?;
         transaction.commit().map_err(open_error)?;
-        Ok(Self {
+        Ok(Self::on(connection))
+    }
+
+    fn on(connection: Connection) -> Self {
+        Self {
             connection,
             path_of: |room| room.as_str().to_owned(),
             clock: Box::new(unix_time),
@@ -169,7 +192,7 @@ impl SqliteStore {
             codecs: Codecs::default(),
             rooms: BTreeMap::new(),
             squashed_to_bytes: 0,
-        })
+        }
     }
 }
 

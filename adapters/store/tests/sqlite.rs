@@ -15,7 +15,7 @@ use bytes::Bytes;
 use common::*;
 use rusqlite::{Connection, params};
 use yrs::{ReadTxn as _, StateVector, Text as _, Transact as _, merge_updates_v1};
-use yrs_websocket_store::{OpenError, SqliteStore, Store, StoreError};
+use yrs_websocket_store::{History as _, OpenError, SqliteStore, Store, StoreError};
 
 const CREATE_UPDATES: &str =
     "CREATE TABLE yupdates (path TEXT NOT NULL, yupdate BLOB, metadata BLOB, timestamp REAL NOT NULL)";
@@ -152,6 +152,39 @@ fn what_is_no_store_is_refused_and_left_as_it_is() {
     assert_eq!(SqliteStore::open(&path).err(), Some(OpenError::NotADatabase));
     let missing = SqliteStore::open(path.parent().unwrap().join("no/such/folder/store.db"));
     assert!(matches!(missing, Err(OpenError::Store(StoreError::Io { .. }))), "{missing:?}");
+}
+
+#[test]
+fn who_only_looks_into_a_database_changes_nothing() {
+    for library in ["ypy-0.12.4", "pycrdt-store-0.1.5"] {
+        let (folder, path) = fixture(library);
+        let before = fs::read(&path).unwrap();
+        let mut store = SqliteStore::open_read_only(&path).unwrap();
+        assert_eq!(store.rooms().unwrap()[0].room, name("room-1"));
+        assert!(text(&store.load(&name("room-1")).unwrap()).starts_with("Hello, World"));
+        let failed = store.commit(&[append("room-1", 1, "x")]);
+        assert!(matches!(failed, Err(StoreError::ReadOnly { .. })), "{failed:?}");
+        assert_eq!(fs::read(&path).unwrap(), before, "{library}");
+        drop(store);
+        assert_eq!(folder.path().read_dir().unwrap().count(), 1, "no other file is made");
+    }
+    let (_folder, path) = empty();
+    let missing = SqliteStore::open_read_only(&path);
+    assert!(matches!(missing, Err(OpenError::Store(StoreError::Io { .. }))), "{missing:?}");
+    fs::write(&path, "").unwrap();
+    assert_eq!(SqliteStore::open_read_only(&path).err(), Some(OpenError::Foreign));
+}
+
+#[test]
+fn who_only_looks_sees_what_a_server_is_writing() {
+    let (_folder, path) = empty();
+    let mut server = SqliteStore::open(&path).unwrap();
+    server.load(&name("room")).unwrap();
+    server.commit(&[append("room", 1, "one")]).unwrap();
+    let mut reader = SqliteStore::open_read_only(&path).unwrap();
+    assert_eq!(reader.load(&name("room")), Ok(vec!["one".into()]));
+    server.commit(&[append("room", 2, "two")]).unwrap();
+    assert_eq!(reader.load(&name("room")), Ok(vec!["one".into(), "two".into()]));
 }
 
 #[test]
