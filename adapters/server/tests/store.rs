@@ -154,6 +154,21 @@ fn damage_is_named_with_its_room_and_record_and_stays() {
 }
 
 #[test]
+fn what_is_whole_of_a_damaged_store_is_saved_into_another() {
+    let shop = Shop::new("ypy-0.12.4");
+    let letters = Write::Append { room: room("room-1"), seq: 1, update: "letters".into() };
+    SqliteStore::open(shop.path("store.db")).unwrap().commit(&[letters]).unwrap();
+    let folder = shop.path("rooms");
+    shop.run(&["export", "--all", &folder]);
+    let output = shop.output(&["import", &folder, "--store", &format!("sqlite:{}", shop.path("new.db"))]);
+    assert_eq!(output.status.code(), Some(3));
+    assert_eq!(output.stdout, b"3 records to room-1\n1 records to room-2\n");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("room-1.y: record 4 was not imported: it is no Yjs update"), "{said}");
+    assert_eq!(shop.texts("new.db", ["room-1", "room-2"]), ["Hello, World", "Hello"]);
+}
+
+#[test]
 fn backups_are_numbered() {
     let shop = Shop::new("ypy-0.12.4");
     for n in 1..3 {
