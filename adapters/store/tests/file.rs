@@ -1,17 +1,18 @@
 //! The file store: what Python wrote, what Python will read, torn and damaged files, full disks, other processes.
 
+mod child;
+
 use std::{
     env,
-    ffi::OsStr,
     fs::{self, File},
-    io::{BufRead as _, BufReader, ErrorKind, Seek as _, SeekFrom, Write as _},
+    io::{ErrorKind, Seek as _, SeekFrom, Write as _},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     sync::{Arc, Mutex, mpsc},
     time::Duration,
 };
 
 use bytes::Bytes;
+use child::child;
 use flate2::read::GzDecoder;
 use yrs::{
     ClientID, Doc, GetString as _, Options, ReadTxn as _, Text as _, Transact as _, Update,
@@ -679,45 +680,6 @@ fn write_files_until_killed() {
     for seq in 1.. {
         store.commit(&[append("doc", seq, update(seq))]).unwrap();
         println!("{seq}");
-    }
-}
-
-struct Child {
-    process: std::process::Child,
-    output: BufReader<std::process::ChildStdout>,
-}
-
-/// Runs one of the two functions above in a process of its own, and waits until it says that it is ready.
-fn child(function: &str, path: impl AsRef<OsStr>) -> Child {
-    let mut process = Command::new(env::current_exe().unwrap())
-        .args([function, "--exact", "--nocapture", "--test-threads=1"])
-        .env("STORE_TEST_PATH", path)
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let output = BufReader::new(process.stdout.take().unwrap());
-    let mut child = Child { process, output };
-    while child.line() != "ready" {}
-    child
-}
-
-impl Child {
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        assert!(self.output.read_line(&mut line).unwrap() > 0 || self.process.try_wait().unwrap().is_some());
-        line.trim_end().to_owned()
-    }
-
-    fn kill(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-    }
-}
-
-impl Drop for Child {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }
 

@@ -1,17 +1,12 @@
 //! The SQLite store: what Python wrote, what Python will read, and what other processes do meanwhile.
 
+mod child;
 mod common;
 
-use std::{
-    env, fs,
-    io::{BufRead as _, BufReader},
-    path::Path,
-    process::{Command, Stdio},
-    thread,
-    time::Duration,
-};
+use std::{env, fs, thread, time::Duration};
 
 use bytes::Bytes;
+use child::child;
 use common::*;
 use rusqlite::{Connection, params};
 use yrs::{ReadTxn as _, StateVector, Text as _, Transact as _, merge_updates_v1};
@@ -549,45 +544,6 @@ fn write_until_killed() {
     for seq in 1.. {
         store.commit(&[append("room", seq, seq.to_string())]).unwrap();
         println!("{seq}");
-    }
-}
-
-struct Child {
-    process: std::process::Child,
-    output: BufReader<std::process::ChildStdout>,
-}
-
-/// Runs one of the two functions above in a process of its own, and waits until it says that it is ready.
-fn child(function: &str, path: &Path) -> Child {
-    let mut process = Command::new(env::current_exe().unwrap())
-        .args([function, "--exact", "--nocapture", "--test-threads=1"])
-        .env("STORE_TEST_PATH", path)
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let output = BufReader::new(process.stdout.take().unwrap());
-    let mut child = Child { process, output };
-    while child.line() != "ready" {}
-    child
-}
-
-impl Child {
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.output.read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
-    }
-
-    fn kill(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-    }
-}
-
-impl Drop for Child {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }
 
