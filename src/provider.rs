@@ -25,9 +25,9 @@
 //! observers may do, edit in `observe_after_transaction` for example; a panic in one ends the
 //! connection, not the provider.
 //!
-//! `Doc::observe_*` and `UndoManager::expand_scope` of yrs fail, the latter by a panic, while anybody's
-//! transaction is open: call them before the provider has the document. What an undo manager tracks may be
-//! changed later, while a transaction of one's own keeps others out.
+//! `Doc::observe_*` of yrs fails while anybody's transaction is open, and `UndoManager::expand_scope` and the
+//! drop of an undo manager panic: make one before the provider has the document, and drop it when it has it
+//! no more. What it tracks may be changed meanwhile, while a transaction of one's own keeps others out.
 //!
 //! What hangs on something that has not come waits in a [`Journal`], whose log is the document. A Yjs
 //! document does that itself; one of yrs 0.28 shows what lies beyond a gap, and from then on says the wrong
