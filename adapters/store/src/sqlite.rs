@@ -24,8 +24,9 @@ use crate::{
 /// a migration. Databases of ypy-websocket 0.7.0 and newer are opened as they are. One whose `ycheckpoints`
 /// table is missing gets it, so that pycrdt-store can load it, which otherwise finds such a database empty.
 ///
-/// **Durable means on the disk**: WAL with `synchronous = FULL`, so a transaction is fsynced before it
-/// counts as committed. A lock that another process holds is waited for, 5 s by default
+/// **Durable means on the disk**: WAL with `synchronous = FULL`, so a transaction is synced before it
+/// counts as committed. SQLite does that by `fsync`; built with `LIBSQLITE3_FLAGS=-DHAVE_FDATASYNC` in the
+/// environment, as this workspace does, by the cheaper `fdatasync`. A lock that another process holds is waited for, 5 s by default
 /// ([`with_busy_timeout`](Self::with_busy_timeout)), and then reported as [`StoreError::Busy`].
 ///
 /// **Order.** Python reads rows by their timestamp, and none that is older than the checkpoint. A row written
