@@ -12,11 +12,11 @@ use yrs_websocket_host::record::Fingerprint;
 pub(crate) struct Trace<'a> {
     hash: Fingerprint,
     text: String,
-    log: Option<&'a mut dyn Write>,
+    log: Option<Box<dyn Write + 'a>>,
 }
 
 impl<'a> Trace<'a> {
-    pub(crate) fn new(log: Option<&'a mut dyn Write>) -> Self {
+    pub(crate) fn new(log: Option<Box<dyn Write + 'a>>) -> Self {
         Self { hash: Fingerprint::default(), text: String::new(), log }
     }
 
