@@ -247,6 +247,8 @@ fn what_an_undo_manager_of_the_origin_undoes_vanishes_for_all(pair: Pair) {
     bench.until(|| bob.get("key1").is_none());
     assert_eq!(bob.json("map"), json(r#"{"key0": "val0"}"#));
     assert_eq!(alice.json("map"), json(r#"{"key0": "val0"}"#));
+    // An undo manager must not be dropped while her client is in a transaction.
+    assert!(alice.leave());
 }
 
 fn observers_know_changes_of_others_by_their_origin(pair: Pair) {
