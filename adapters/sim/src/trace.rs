@@ -20,6 +20,11 @@ impl<'a> Trace<'a> {
         Self { hash: Fingerprint::default(), text: String::new(), log }
     }
 
+    /// Writes a readable log from now on.
+    pub(crate) fn log_to(&mut self, log: Box<dyn Write + 'a>) {
+        self.log = Some(log);
+    }
+
     pub(crate) fn line(&mut self, now: Duration, line: fmt::Arguments<'_>) {
         self.bytes(now, line, &[]);
     }

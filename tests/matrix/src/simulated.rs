@@ -26,6 +26,7 @@ pub struct Simulated(Rc<Shared>);
 
 struct Shared {
     seed: u64,
+    is_logged: bool,
     pulse: Arc<Pulse>,
     state: RefCell<State>,
 }
@@ -53,15 +54,15 @@ struct Line {
 }
 
 impl Simulated {
-    /// Makes an empty world of a seed.
-    pub fn new(seed: u64) -> Self {
+    /// Makes an empty world of a seed, perhaps with a readable log on the standard error.
+    pub fn new(seed: u64, is_logged: bool) -> Self {
         let state = State {
             stage: Stage::new(seed),
             faults: BTreeMap::new(),
             addresses: BTreeMap::new(),
             valves: Vec::new(),
         };
-        Self(Rc::new(Shared { seed, pulse: Arc::default(), state: RefCell::new(state) }))
+        Self(Rc::new(Shared { seed, is_logged, pulse: Arc::default(), state: RefCell::new(state) }))
     }
 
     /// Stands for everything that has happened.
@@ -110,6 +111,9 @@ impl World for Simulated {
     fn place(&self) -> Box<dyn Place> {
         let mut state = self.state();
         let site = state.stage.site();
+        if self.0.is_logged {
+            state.stage.log_to(site, Box::new(io::stderr()));
+        }
         Box::new(SimulatedPlace { world: self.clone(), site, address: state.register(Address::Site(site)) })
     }
 

@@ -1,6 +1,9 @@
 //! What holds for every server with every client, and in the simulated world, each as a test of its own for
 //! each pair.
 //!
+//! In the simulated world `SIM_SEEDS=1000 cargo test -p yrs-websocket-matrix a_world` tries more seeds than
+//! usual, and `SIM_SEED=7 cargo test ... -- --exact a_world_of_the_simulator::BODY` shows one.
+//!
 //! The upstream tests of rooms, servers and providers are among them, under their names in the comments:
 //! those of ypy-websocket 0.12, pycrdt-websocket 0.16 and pycrdt 0.14.
 
@@ -106,18 +109,22 @@ on_every_pair! {
 }
 
 /// Lets a body happen in some worlds of the simulator, each twice: it is the same again. `SIM_SEEDS` says how
-/// many.
+/// many; `SIM_SEED` says which one alone, and lets it write a log.
 fn in_simulated_worlds(body: fn(Pair)) {
-    let count = env::var("SIM_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(SEEDS);
-    for seed in 0..count {
-        let run = || {
-            let world = Simulated::new(seed);
-            body(Pair(Rc::new(world.clone())));
-            world.trace_hash()
-        };
-        let trace_hash = run();
-        println!("seed {seed}: {trace_hash:016x}");
-        assert_eq!(trace_hash, run(), "seed {seed}: another run");
+    let number = |name| env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let run = |seed, is_logged| {
+        let world = Simulated::new(seed, is_logged);
+        body(Pair(Rc::new(world.clone())));
+        world.trace_hash()
+    };
+    if let Some(seed) = number("SIM_SEED") {
+        run(seed, true);
+        return;
+    }
+    for seed in 0..number("SIM_SEEDS").unwrap_or(SEEDS) {
+        let trace_hash = run(seed, false);
+        println!("seed {seed}: trace {trace_hash:016x}");
+        assert_eq!(trace_hash, run(seed, false), "seed {seed}: another run");
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    io::Write,
     task::{Context, Waker},
     time::{Duration, Instant},
 };
@@ -60,6 +61,7 @@ pub struct Stage {
 }
 
 /// A place of a [`Stage`] where a server can run: it keeps its clients and its disk when the server ends.
+/// On another stage it means another place, or none: then what is given it panics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Site(usize);
 
@@ -103,6 +105,11 @@ impl Stage {
         world.disk.mood = Mood { latency_max, ..Mood::default() };
         self.sites.push(world);
         Site(number)
+    }
+
+    /// Writes a readable log of what happens at a site, from now on.
+    pub fn log_to(&mut self, site: Site, log: Box<dyn Write>) {
+        self.world(site).trace.log_to(log);
     }
 
     /// Starts a server, unless one runs there. The store is asked on this thread, and must have whatever the
@@ -223,6 +230,8 @@ impl Stage {
         let len = network.torn(bytes.len());
         let (taken, arrives) = network.send_to_server(wire.link, &bytes[..len]);
         drop(network);
+        let what = format_args!("link {} is written to:", wire.link);
+        world.trace.bytes(world.now, what, &bytes[..taken]);
         if let Some(arrives) = arrives {
             world.schedule(arrives, Event::ServerReads(wire.link));
         }
@@ -231,7 +240,11 @@ impl Stage {
 
     /// Takes what has arrived at the near end of a connection, which may be nothing; `None` is the end.
     pub fn receive(&mut self, wire: Wire) -> Option<Vec<u8>> {
-        let (bytes, is_at_end) = self.world(wire.site).arrived(wire.link)?;
+        let world = self.world(wire.site);
+        let (bytes, is_at_end) = world.arrived(wire.link)?;
+        if !bytes.is_empty() {
+            world.trace.bytes(world.now, format_args!("link {} is read:", wire.link), &bytes);
+        }
         (!is_at_end || !bytes.is_empty()).then_some(bytes)
     }
 
@@ -239,6 +252,7 @@ impl Stage {
     pub fn end(&mut self, wire: Wire) {
         let world = self.world(wire.site);
         if world.wires.remove(&wire.link) {
+            world.trace.line(world.now, format_args!("link {} is ended", wire.link));
             let mut network = world.network.borrow_mut();
             let arrives = network.now + network.latency();
             let ends = network.links.get_mut(&wire.link).map(|pipes| pipes.to_server.end(arrives));
