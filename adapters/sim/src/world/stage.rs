@@ -16,7 +16,7 @@ use super::{Application, Event, World, watched};
 use crate::{
     Plan, Violation,
     disk::{Content, Mood},
-    network::{LinkId, Weather},
+    network::{LinkId, SimSocket, Weather},
     random::Random,
     trace::Trace,
 };
@@ -28,7 +28,7 @@ use crate::{
 /// stores say. Its seed decides how long bytes and the disk take, within milliseconds, and how reads and
 /// writes are torn; the same seed and the same calls give the same run. Nothing of it sleeps, or reads a
 /// clock: time passes in [`Stage::step`] only. All checks of [`run`](crate::run) that concern single steps run
-/// here, too.
+/// here, too; one of them is that a site comes to rest within two million steps.
 ///
 /// ```
 /// use std::time::Duration;
@@ -358,11 +358,7 @@ impl Stage {
         &mut self.sites[site.0]
     }
 
-    fn with_host<R>(
-        &mut self,
-        site: Site,
-        f: impl FnOnce(&mut Host<crate::network::SimSocket>, Instant) -> R,
-    ) -> Option<R> {
+    fn with_host<R>(&mut self, site: Site, f: impl FnOnce(&mut Host<SimSocket>, Instant) -> R) -> Option<R> {
         let world = self.world(site);
         let now = world.instant();
         let result = f(world.host.as_mut()?, now);
