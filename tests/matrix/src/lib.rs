@@ -52,6 +52,9 @@ pub trait World: fmt::Debug {
     /// The time there.
     fn now(&self) -> Instant;
 
+    /// What takes longer hangs.
+    fn patience(&self) -> Duration;
+
     /// Waits until something has happened since there were so many beats, which it updates; false if nothing
     /// does by the deadline.
     fn wait(&self, beats: &mut u64, deadline: Instant) -> bool;
@@ -176,7 +179,7 @@ impl Bench {
 
     /// Ends the server well; says whether everything is durable.
     pub fn drain(&mut self) -> bool {
-        self.drain_by(self.now() + WATCHDOG)
+        self.drain_by(self.now() + self.world.patience())
     }
 
     /// The same, by a deadline.
@@ -282,14 +285,16 @@ impl Bench {
     ///
     /// # Panics
     ///
-    /// If it is not so after a minute of its world: then something hangs. Says what everybody had.
+    /// If it is not so after the [patience](World::patience) of the world: then something hangs. Says what
+    /// everybody had.
     #[track_caller]
     pub fn until(&self, mut is_so: impl FnMut() -> bool) {
-        let deadline = self.now() + WATCHDOG;
+        let patience = self.world.patience();
+        let deadline = self.now() + patience;
         let mut beats = 0;
         while !is_so() {
             if !self.world.wait(&mut beats, deadline) {
-                panic!("nothing has changed that for a minute:\n{self:?}");
+                panic!("nothing has changed that for {patience:?}:\n{self:?}");
             }
         }
     }
@@ -426,7 +431,7 @@ impl Peer {
 
     /// Leaves, and waits for that; says whether everything was acknowledged.
     pub fn leave(mut self) -> bool {
-        self.handle.leave(self.world.now() + WATCHDOG);
+        self.handle.leave(self.world.now() + self.world.patience());
         !self.stopped.take().expect("nobody else has taken it")()
     }
 }
@@ -564,6 +569,3 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn now() -> Instant {
     Instant::now()
 }
-
-/// What takes longer hangs.
-const WATCHDOG: Duration = Duration::from_secs(60);

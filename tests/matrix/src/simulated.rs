@@ -18,7 +18,7 @@ use yrs_websocket_host::{ClientHandle, ClientNext, ClientOptions, ConnectionId, 
 use yrs_websocket_sim::{Actor, Site, Stage, Wire};
 use yrs_websocket_store::testing::Faults;
 
-use crate::{Place, Pulse, Rooms, Stopped, Stream, TestStore, Valve, WATCHDOG, World};
+use crate::{Place, Pulse, Rooms, Stopped, Stream, TestStore, Valve, World};
 
 /// Servers and clients on a [`Stage`]; all clones are one.
 #[derive(Clone, Debug)]
@@ -104,6 +104,10 @@ impl World for Simulated {
         self.state().stage.now()
     }
 
+    fn patience(&self) -> Duration {
+        PATIENCE
+    }
+
     fn wait(&self, _beats: &mut u64, deadline: Instant) -> bool {
         self.step(deadline)
     }
@@ -129,7 +133,7 @@ impl World for Simulated {
         }
         let (handle, world) = (state.stage.client(actor).handle(), self.clone());
         let stopped = move || {
-            let deadline = world.now() + 2 * WATCHDOG;
+            let deadline = world.now() + 2 * PATIENCE;
             loop {
                 let next = world.state().stage.client(actor).next();
                 match next {
@@ -247,7 +251,7 @@ struct SimulatedStream {
 
 impl Read for SimulatedStream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let deadline = self.world.now() + WATCHDOG;
+        let deadline = self.world.now() + PATIENCE;
         while self.arrived.is_empty() {
             let Some(arrived) = self.world.state().stage.receive(self.wire) else { return Ok(0) };
             self.arrived = arrived;
@@ -264,7 +268,7 @@ impl Read for SimulatedStream {
 
 impl Write for SimulatedStream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let deadline = self.world.now() + WATCHDOG;
+        let deadline = self.world.now() + PATIENCE;
         loop {
             let len = self.world.state().stage.write(self.wire, bytes);
             if len > 0 || bytes.is_empty() {
@@ -334,3 +338,7 @@ impl Valve for SimulatedValve {
 
 /// What close frames may take beyond the deadline of a drain: as much as elsewhere.
 const DRAIN_GRACE: Duration = Duration::from_millis(500);
+
+/// More than a client waits that was refused during a drain, or asks again for what was not acknowledged; less
+/// than it takes until presence is said again, which must not be what shows it.
+const PATIENCE: Duration = Duration::from_secs(10);
