@@ -142,6 +142,8 @@ pub(crate) struct Disk {
     /// One for all rooms, as the store thread is; or one for each, as other stores may be.
     writers: Vec<Writer>,
     grouped: bool,
+    /// Nothing is done for now.
+    is_held: bool,
     names: Vec<RoomName>,
     /// What was finished together and is not answered yet.
     answers: BTreeMap<u64, Vec<Completion>>,
@@ -200,6 +202,7 @@ impl Disk {
             store: Arc::new(Mutex::new(faulty)),
             writers: Vec::new(),
             grouped: random.permille(700),
+            is_held: false,
             names,
             answers: BTreeMap::new(),
             next: 0,
@@ -248,7 +251,7 @@ impl Disk {
     fn schedule_round(&mut self, now: Duration, writer: usize) -> Option<(Duration, Due)> {
         let latency = self.latency();
         let writer = &mut self.writers[writer];
-        if writer.round.is_some() || writer.work.is_idle() {
+        if self.is_held || writer.round.is_some() || writer.work.is_idle() {
             return None;
         }
         self.next += 1;
@@ -274,6 +277,9 @@ impl Disk {
         };
         let writer = &mut self.writers[index];
         writer.round = None;
+        if self.is_held {
+            return Ok(Vec::new());
+        }
         {
             let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
             store.mood.clone_from(&self.mood);
@@ -360,6 +366,19 @@ impl Disk {
             book.is_open = false;
             book.outstanding = false;
         }
+    }
+
+    /// Does nothing from now on, or what has waited.
+    pub(crate) fn hold(&mut self, now: Duration, is_held: bool) -> Vec<(Duration, Due)> {
+        if mem::replace(&mut self.is_held, is_held) == is_held || is_held {
+            return Vec::new();
+        }
+        (0..self.writers.len()).filter_map(|writer| self.schedule_round(now, writer)).collect()
+    }
+
+    /// Keeps everything in another store from now on, which must have what this one has.
+    pub(crate) fn replace_store(&mut self, store: Box<dyn Store>) {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner).store = store;
     }
 
     /// Reads a room while nobody writes to it.

@@ -74,6 +74,12 @@
 //! assert!(joins.load(Ordering::Relaxed) > 0);
 //! ```
 //!
+//! # Tests of your own
+//!
+//! A [`Stage`] is a world that a test directs: it starts and stops servers, lets clients join and leave, edits
+//! their documents, and lets time pass until something is so. What is written once for it needs no
+//! sockets, threads or sleep, and a seed replays it; `tests/matrix` runs its tests on one.
+//!
 //! # What is not here
 //!
 //! Subdocuments (yrs writes their options in an order that is another one in each process), and files
@@ -103,4 +109,4 @@ mod world;
 pub use checks::Violation;
 pub use plan::{Fault, Plan, UnknownFault, shrink};
 pub use replay::{ReplayEnd, Replayed, replay};
-pub use world::{Outcome, Setup, run, run_with};
+pub use world::{Actor, Outcome, Setup, Site, Stage, Wire, run, run_with};

@@ -167,6 +167,12 @@ impl Plan {
         }
     }
 
+    /// A plan of nothing.
+    pub(crate) fn empty(seed: u64) -> Self {
+        let (storm, beat, faults) = (Duration::ZERO, Duration::from_secs(1), BTreeMap::new());
+        Self { seed, rooms: 1, clients: 0, applications: 0, hostile: 0, storm, beat, faults }
+    }
+
     /// How often a fault comes, per mille of its occasions.
     pub fn rate(&self, fault: Fault) -> u32 {
         self.faults.get(&fault).copied().unwrap_or(0)

@@ -12,12 +12,17 @@ use yrs_websocket_host::record::Fingerprint;
 pub(crate) struct Trace<'a> {
     hash: Fingerprint,
     text: String,
-    log: Option<&'a mut dyn Write>,
+    log: Option<Box<dyn Write + 'a>>,
 }
 
 impl<'a> Trace<'a> {
-    pub(crate) fn new(log: Option<&'a mut dyn Write>) -> Self {
+    pub(crate) fn new(log: Option<Box<dyn Write + 'a>>) -> Self {
         Self { hash: Fingerprint::default(), text: String::new(), log }
+    }
+
+    /// Writes a readable log from now on.
+    pub(crate) fn log_to(&mut self, log: Box<dyn Write + 'a>) {
+        self.log = Some(log);
     }
 
     pub(crate) fn line(&mut self, now: Duration, line: fmt::Arguments<'_>) {

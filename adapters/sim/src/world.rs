@@ -5,10 +5,11 @@ mod clients;
 mod fate;
 mod presence;
 mod server;
+mod stage;
 
 use std::{
     cell::RefCell,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     io::Write,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -23,6 +24,7 @@ use yrs_websocket_host::{Admission, Hooks, Host, Options, Upgrade, rfc6455};
 use yrs_websocket_store::{MemoryStore, Request, Store};
 
 use self::applications::Application;
+pub use self::stage::{Actor, Site, Stage, Wire};
 use crate::{
     Fault, Plan, Violation,
     checks::{self, Member},
@@ -84,6 +86,7 @@ pub fn run(plan: &Plan, log: Option<&mut dyn Write>) -> Outcome {
 /// Runs a world with a store or hooks of the caller's own.
 pub fn run_with(plan: &Plan, setup: Setup<'_>) -> Outcome {
     let Setup { store, hooks, log } = setup;
+    let log = log.map(|log| Box::new(log) as Box<dyn Write + '_>);
     let mut world = World::new(plan.clone(), store, hooks, Trace::new(log));
     // A panic is a finding like any other; nothing of the world is used after it.
     let result = catch_unwind(AssertUnwindSafe(|| world.run()));
@@ -131,6 +134,9 @@ enum Event {
     Drained {
         incarnation: u64,
     },
+    Cut(LinkId),
+    /// The server has waited long enough for the rest of a request, or the end of a refused one.
+    GivesUp(LinkId),
 }
 
 /// The server's end of a link.
@@ -170,6 +176,10 @@ struct World<'a> {
     applications: Vec<Application>,
     /// Whose links these are.
     application_links: BTreeMap<LinkId, usize>,
+    /// Links whose client's end is the affair of a [`Stage`].
+    wires: BTreeSet<LinkId>,
+    /// How long the server waits for the head of a request; without it for ever.
+    handshake_timeout: Option<Duration>,
     /// Per room: what was made by those who are gone, or by the server, or by somebody hostile.
     strangers: Vec<Content>,
     /// Per room: everything that was acknowledged to anybody.
@@ -259,6 +269,8 @@ impl<'a> World<'a> {
             hostiles,
             applications,
             application_links: BTreeMap::new(),
+            wires: BTreeSet::new(),
+            handshake_timeout: None,
             calm: false,
             settled: false,
             largest: 0,
@@ -342,38 +354,53 @@ impl<'a> World<'a> {
     }
 
     fn run_until(&mut self, end: Duration) -> Result<(), Violation> {
-        loop {
-            let timeout = self.host.as_ref().and_then(Host::next_timeout);
-            let timeout = timeout.map(|timeout| timeout.saturating_duration_since(self.epoch));
-            let event = self.queue.first_key_value().map(|((time, _), _)| *time);
-            let Some(next) = timeout.into_iter().chain(event).min() else { break };
-            if next > end {
-                break;
-            }
-            // After a pause what is due lies in the past.
-            self.now = self.now.max(next);
-            self.network.borrow_mut().now = self.now;
-            self.steps += 1;
-            if self.steps > STEPS_MAX {
-                return Err(Violation::new("the world comes to rest", format!("{} steps", self.steps)));
-            }
-            if timeout
-                .is_some_and(|timeout| timeout <= self.now && event.is_none_or(|event| timeout <= event))
-            {
-                let now = self.clock();
-                if let Some(host) = &mut self.host {
-                    host.timeout(now);
-                    checks::nothing_is_overdue(now, host.next_timeout())?;
-                }
-                self.settle()?;
-            } else if let Some((_, event)) = self.queue.pop_first() {
-                self.handle(event)?;
-            }
-            self.check_step()?;
+        while self.next().is_some_and(|next| next <= end) {
+            self.step()?;
         }
-        self.now = self.now.max(end);
-        self.network.borrow_mut().now = self.now;
+        self.pass_until(end);
         Ok(())
+    }
+
+    /// When something happens next.
+    fn next(&self) -> Option<Duration> {
+        let event = self.queue.first_key_value().map(|((time, _), _)| *time);
+        self.timeout().into_iter().chain(event).min()
+    }
+
+    /// When the time of the host comes.
+    fn timeout(&self) -> Option<Duration> {
+        let timeout = self.host.as_ref().and_then(Host::next_timeout);
+        timeout.map(|timeout| timeout.saturating_duration_since(self.epoch))
+    }
+
+    /// Lets time pass in which nothing happens.
+    fn pass_until(&mut self, time: Duration) {
+        // After a pause what is due lies in the past.
+        self.now = self.now.max(time);
+        self.network.borrow_mut().now = self.now;
+    }
+
+    /// Does what comes next, if anything does.
+    fn step(&mut self) -> Result<(), Violation> {
+        let timeout = self.timeout();
+        let event = self.queue.first_key_value().map(|((time, _), _)| *time);
+        let Some(next) = timeout.into_iter().chain(event).min() else { return Ok(()) };
+        self.pass_until(next);
+        self.steps += 1;
+        if self.steps > STEPS_MAX {
+            return Err(Violation::new("the world comes to rest", format!("{} steps", self.steps)));
+        }
+        if timeout.is_some_and(|timeout| timeout <= self.now && event.is_none_or(|event| timeout <= event)) {
+            let now = self.clock();
+            if let Some(host) = &mut self.host {
+                host.timeout(now);
+                checks::nothing_is_overdue(now, host.next_timeout())?;
+            }
+            self.settle()?;
+        } else if let Some((_, event)) = self.queue.pop_first() {
+            self.handle(event)?;
+        }
+        self.check_step()
     }
 
     fn handle(&mut self, event: Event) -> Result<(), Violation> {
@@ -418,6 +445,17 @@ impl<'a> World<'a> {
             }
             Event::Settle => self.settle(),
             Event::Drained { incarnation } => self.drained(incarnation),
+            Event::Cut(link) => {
+                self.trace.line(self.now, format_args!("link {link} is cut"));
+                self.cut(link);
+                Ok(())
+            }
+            Event::GivesUp(link) => {
+                if matches!(self.ends.get(&link), Some(End::Upgrading(_) | End::Refused)) {
+                    self.drop_end(link);
+                }
+                Ok(())
+            }
         }
     }
 
@@ -544,6 +582,11 @@ fn own_hooks(mut hooks: Hooks, epoch: Instant, found: &Found) -> Hooks {
         }
         Ok(admission)
     }));
+    watched(hooks, found)
+}
+
+/// Lets the checks see each step of the core, besides the observer that is there.
+fn watched(mut hooks: Hooks, found: &Found) -> Hooks {
     let (observer, found) = (hooks.observer.take(), found.clone());
     hooks.observer = Some(Arc::new(move |shard, config, seed| {
         let next = observer.as_ref().and_then(|observer| observer(shard, config, seed));

@@ -113,6 +113,11 @@ impl Faults {
         self.0.changed.notify_all();
     }
 
+    /// Whether the store is held: for who must not wait.
+    pub fn is_held(&self) -> bool {
+        self.lock().held
+    }
+
     /// Blocks until a call waits because the store is held.
     pub fn wait_until_held(&self) {
         let mut state = self.lock();

@@ -1,19 +1,22 @@
-//! One body of tests on every server adapter against every client adapter.
+//! One body of tests on every server adapter against every client adapter, and in the simulated world.
 //!
 //! A [`Bench`] has a store that outlives its servers, a server that can be drained, killed and started
-//! again on the same port, and clients. The bodies are in `tests/pairs.rs`. A body waits by
-//! [`Bench::until`] only: it looks again whenever anything was heard of a server, a client or a document,
-//! and what it waits for in vain becomes a panic that says what everybody had.
+//! again at the same address, and clients. The bodies are in `tests/pairs.rs`. A body waits by
+//! [`Bench::until`], and by what ends by itself, only: on a [`Machine`] it looks again whenever anything was
+//! heard of a server, a client or a document; in a [`Simulated`] world it makes one thing happen after the
+//! other. What it waits for in vain becomes a panic that says what everybody had.
 
 mod adapters;
+mod machine;
 mod raw;
-mod valve;
+mod simulated;
 
 use std::{
     fmt,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    io::{self, Read},
+    net::SocketAddr,
+    rc::Rc,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -34,66 +37,126 @@ use yrs_websocket_store::{
 };
 
 pub use adapters::{Adapter, AsyncStd, Rooms, Run, Server, Smol, Std, Tokio};
+pub use machine::Machine;
 pub use raw::{Heard, Raw};
-pub use valve::Valve;
+pub use simulated::Simulated;
 
 /// The room in which everybody meets who does not say otherwise.
 pub const ROOM: &str = "notes";
 
+/// Where servers and clients run: on a machine, or in a simulation.
+pub trait World: fmt::Debug {
+    /// Is beaten whenever something happens.
+    fn pulse(&self) -> &Arc<Pulse>;
+
+    /// The time there.
+    fn now(&self) -> Instant;
+
+    /// What takes longer hangs.
+    fn patience(&self) -> Duration;
+
+    /// Waits until something has happened since there were so many beats, which it updates; false if nothing
+    /// does by the deadline.
+    fn wait(&self, beats: &mut u64, deadline: Instant) -> bool;
+
+    /// Makes a place for a server.
+    fn place(&self) -> Box<dyn Place>;
+
+    /// Lets a client of the server at an address run until it stops.
+    fn join(&self, doc: Doc, options: ClientOptions, address: SocketAddr) -> (ClientHandle, Stopped);
+
+    /// Opens a connection to the server at an address.
+    fn connect(&self, address: SocketAddr) -> Box<dyn Stream>;
+
+    /// Puts a valve before the server at an address.
+    fn valve(&self, server: SocketAddr) -> Box<dyn Valve>;
+}
+
+/// Waits until a client has stopped; says whether there are changes that are not acknowledged.
+pub type Stopped = Box<dyn FnOnce() -> bool>;
+
+/// Where one server after another runs.
+pub trait Place {
+    /// Where it listens.
+    fn address(&self) -> SocketAddr;
+
+    /// Starts a server over a store with such faults, where none runs.
+    fn start(&mut self, options: Options, store: TestStore, faults: &Faults);
+
+    /// Ends the server well, by a deadline; says whether everything is durable.
+    fn drain(&mut self, deadline: Instant) -> bool;
+
+    /// Ends the server as it is.
+    fn stop(&mut self);
+
+    /// The rooms of the server, if one runs.
+    fn rooms(&self) -> Option<&dyn Rooms>;
+}
+
+/// A connection to a server. To read from it and to write to it waits.
+pub trait Stream: Read + io::Write {
+    /// Ends it behind what was written.
+    fn cut(&mut self);
+}
+
+/// A line between clients and a server that can be shut, and cut. While it is shut, nothing that the server
+/// sends is read.
+pub trait Valve {
+    /// Where clients connect.
+    fn address(&self) -> SocketAddr;
+
+    /// Reads nothing more of what the server sends.
+    fn shut(&self);
+
+    /// Reads again.
+    fn open(&self);
+
+    /// Cuts all connections, and opens; new ones can be made.
+    fn cut(&self);
+}
+
 /// A store, a server and its clients.
 pub struct Bench {
-    servers: &'static dyn Adapter,
-    clients: &'static dyn Adapter,
-    pulse: Arc<Pulse>,
+    world: Rc<dyn World>,
+    place: Box<dyn Place>,
     options: Options,
     disk: Disk,
     /// Makes the calls to the store of the server that runs fail or wait.
     pub faults: Faults,
-    /// Stays open when the server ends, so that nobody else gets its port: who comes meanwhile waits.
-    listener: TcpListener,
-    running: Option<(Arc<dyn Server>, JoinHandle<()>)>,
     heard: Arc<Mutex<Vec<Event>>>,
     peers: Mutex<Vec<Arc<Shared>>>,
 }
 
 impl Bench {
-    /// Starts a server of an adapter, for clients of another.
-    pub fn new(servers: &'static dyn Adapter, clients: &'static dyn Adapter) -> Self {
-        Self::with_options(servers, clients, |_| {})
+    /// Starts a server in a world.
+    pub fn new(world: Rc<dyn World>) -> Self {
+        Self::with_options(world, |_| {})
     }
 
     /// The same, with options.
-    pub fn with_options(
-        servers: &'static dyn Adapter,
-        clients: &'static dyn Adapter,
-        change: impl FnOnce(&mut Options),
-    ) -> Self {
-        let pulse = Arc::new(Pulse::default());
+    pub fn with_options(world: Rc<dyn World>, change: impl FnOnce(&mut Options)) -> Self {
         let heard: Arc<Mutex<Vec<Event>>> = Arc::default();
         let mut options = Options::default();
         options.config.retry_delay_min = Duration::from_millis(1);
         options.config.retry_delay_max = Duration::from_millis(2);
         options.hooks.on_event = Some(Arc::new({
-            let (heard, pulse) = (Arc::clone(&heard), Arc::clone(&pulse));
+            let (heard, pulse) = (Arc::clone(&heard), Arc::clone(world.pulse()));
             move |event| {
                 lock(&heard).push(event.clone());
                 pulse.beat();
             }
         }));
         options.hooks.on_change = Some(Arc::new({
-            let pulse = Arc::clone(&pulse);
+            let pulse = Arc::clone(world.pulse());
             move |_| pulse.beat()
         }));
         change(&mut options);
         let mut bench = Self {
-            servers,
-            clients,
-            pulse,
+            place: world.place(),
+            world,
             options,
             disk: Disk::default(),
             faults: FlakyStore::new(MemoryStore::new()).1,
-            listener: TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(),
-            running: None,
             heard,
             peers: Mutex::default(),
         };
@@ -101,67 +164,48 @@ impl Bench {
         bench
     }
 
-    /// A second server, with a store of its own, on the same pulse.
+    /// A second server in the same world, with a store of its own.
     pub fn another(&self) -> Self {
-        let mut another = Self::new(self.servers, self.clients);
-        another.stop();
-        let (heard, pulse) = (Arc::clone(&another.heard), Arc::clone(&self.pulse));
-        another.pulse = Arc::clone(&pulse);
-        another.options.hooks.on_change = Some(Arc::new({
-            let pulse = Arc::clone(&pulse);
-            move |_| pulse.beat()
-        }));
-        another.options.hooks.on_event = Some(Arc::new(move |event| {
-            lock(&heard).push(event.clone());
-            pulse.beat();
-        }));
-        another.start();
-        another
+        Self::new(Rc::clone(&self.world))
     }
 
-    /// Starts a server, on the port and over the store of the last one.
+    /// Starts a server, at the address and over the store of the last one.
     pub fn start(&mut self) {
-        assert!(self.running.is_none(), "one at a time");
-        let (store, faults) = FlakyStore::new(self.disk.open(&self.pulse));
+        assert!(self.place.rooms().is_none(), "one at a time");
+        let (store, faults) = FlakyStore::new(self.disk.open(self.world.pulse()));
         self.faults = faults;
-        let server: Arc<dyn Server> = self.servers.server(self.options.clone(), store).into();
-        let (serving, listener) = (Arc::clone(&server), self.listener.try_clone().unwrap());
-        self.running = Some((server, thread(move || serving.serve(listener))));
+        self.place.start(self.options.clone(), store, &self.faults);
     }
 
     /// Ends the server well; says whether everything is durable.
     pub fn drain(&mut self) -> bool {
-        self.drain_by(now() + WATCHDOG)
+        self.drain_by(self.now() + self.world.patience())
     }
 
     /// The same, by a deadline.
     pub fn drain_by(&mut self, deadline: Instant) -> bool {
-        let (server, serving) = self.running.take().expect("it runs");
-        let drained = server.drain(deadline);
-        serving.join().unwrap();
-        drained.durable
+        self.place.drain(deadline)
     }
 
     /// Ends the server as SIGKILL does: from now on nothing of it reaches the store.
     pub fn kill(&mut self) {
         self.disk.lock().generation += 1;
-        self.stop();
+        self.place.stop();
     }
 
-    fn stop(&mut self) {
-        let (server, serving) = self.running.take().expect("it runs");
-        server.rooms().stop();
-        serving.join().unwrap();
+    /// The time of its world.
+    pub fn now(&self) -> Instant {
+        self.world.now()
     }
 
     /// Where the server listens.
     pub fn address(&self) -> SocketAddr {
-        self.listener.local_addr().unwrap()
+        self.place.address()
     }
 
     /// The rooms of the server.
     pub fn rooms(&self) -> &dyn Rooms {
-        self.running.as_ref().expect("it runs").0.rooms()
+        self.place.rooms().expect("it runs")
     }
 
     /// What the server has counted.
@@ -207,42 +251,50 @@ impl Bench {
         options.provider.retry_delay_min = Duration::from_millis(1);
         options.provider.retry_delay_max = Duration::from_millis(20);
         options.on_event = Some(Arc::new({
-            let (shared, pulse) = (Arc::clone(&shared), Arc::clone(&self.pulse));
+            let (shared, pulse) = (Arc::clone(&shared), Arc::clone(self.world.pulse()));
             move |event| {
                 lock(&shared.heard).push(event.clone());
                 pulse.beat();
             }
         }));
         change(&mut options);
-        let pulse = Arc::clone(&self.pulse);
+        let pulse = Arc::clone(self.world.pulse());
         let observed = doc.observe_update_v1(Arc::as_ptr(&shared) as usize, move |_, _| pulse.beat());
         observed.unwrap();
-        let (handle, run) = self.clients.client(doc, options, address);
+        let (handle, stopped) = self.world.join(doc, options, address);
         lock(&self.peers).push(Arc::clone(&shared));
-        Peer { shared, handle, running: Some(thread(run)) }
+        Peer { shared, handle, world: Rc::clone(&self.world), stopped: Some(stopped) }
     }
 
     /// A client of bytes, for what ours would not send.
     pub fn raw(&self) -> Raw {
-        Raw::connect(self.address(), ROOM)
+        Raw::connect(&self.world, self.address(), ROOM)
+    }
+
+    /// A connection without a WebSocket.
+    pub fn connect(&self) -> Box<dyn Stream> {
+        self.world.connect(self.address())
+    }
+
+    /// A line to the server that can be shut, and cut; it is open.
+    pub fn valve(&self) -> Box<dyn Valve> {
+        self.world.valve(self.address())
     }
 
     /// Waits until something is so.
     ///
     /// # Panics
     ///
-    /// If it is not so after a minute: then something hangs. Says what everybody had.
+    /// If it is not so after the [patience](World::patience) of the world: then something hangs. Says what
+    /// everybody had.
     #[track_caller]
     pub fn until(&self, mut is_so: impl FnMut() -> bool) {
-        let deadline = now() + WATCHDOG;
+        let patience = self.world.patience();
+        let deadline = self.now() + patience;
         let mut beats = 0;
-        loop {
-            if is_so() {
-                return;
-            }
-            match self.pulse.wait(beats, deadline) {
-                Some(next) => beats = next,
-                None => panic!("nothing has changed that for a minute:\n{self:?}"),
+        while !is_so() {
+            if !self.world.wait(&mut beats, deadline) {
+                panic!("nothing has changed that for {patience:?}:\n{self:?}");
             }
         }
     }
@@ -290,17 +342,14 @@ impl Bench {
 impl fmt::Debug for Bench {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let stored = short(&self.stored());
-        let counters = self.running.as_ref().map(|(server, _)| server.rooms().counters());
-        writeln!(f, "server: {counters:?}\nstored: {stored}\nheard: {:?}", lock(&self.heard))?;
+        let counters = self.place.rooms().map(Rooms::counters);
+        writeln!(
+            f,
+            "{:?}\nserver: {counters:?}\nstored: {stored}\nheard: {:?}",
+            self.world,
+            lock(&self.heard)
+        )?;
         lock(&self.peers).iter().try_for_each(|peer| writeln!(f, "{peer:?}"))
-    }
-}
-
-impl Drop for Bench {
-    fn drop(&mut self) {
-        if let Some((server, _)) = self.running.take() {
-            server.rooms().stop();
-        }
     }
 }
 
@@ -309,7 +358,8 @@ pub struct Peer {
     shared: Arc<Shared>,
     /// Its handle.
     pub handle: ClientHandle,
-    running: Option<JoinHandle<bool>>,
+    world: Rc<dyn World>,
+    stopped: Option<Stopped>,
 }
 
 struct Shared {
@@ -381,8 +431,8 @@ impl Peer {
 
     /// Leaves, and waits for that; says whether everything was acknowledged.
     pub fn leave(mut self) -> bool {
-        self.handle.leave(now() + WATCHDOG);
-        !self.running.take().expect("nobody else has taken it").join().unwrap()
+        self.handle.leave(self.world.now() + self.world.patience());
+        !self.stopped.take().expect("nobody else has taken it")()
     }
 }
 
@@ -406,7 +456,7 @@ impl fmt::Debug for Shared {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        self.handle.leave(now());
+        self.handle.leave(self.world.now());
     }
 }
 
@@ -474,7 +524,7 @@ impl fmt::Debug for OpenDisk {
 
 /// Counts whatever happens, for who waits for something to happen.
 #[derive(Debug, Default)]
-struct Pulse {
+pub struct Pulse {
     beats: Mutex<u64>,
     changed: Condvar,
 }
@@ -510,19 +560,12 @@ fn short(text: &str) -> String {
     format!("{} bytes, {start:?}", text.len())
 }
 
-fn thread<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
-    thread::Builder::new().spawn(f).unwrap()
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The time.
+/// The time of this machine.
 #[allow(clippy::disallowed_methods, reason = "these are the real adapters")]
-pub fn now() -> Instant {
+fn now() -> Instant {
     Instant::now()
 }
-
-/// What takes longer hangs.
-const WATCHDOG: Duration = Duration::from_secs(60);

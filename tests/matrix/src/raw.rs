@@ -1,10 +1,6 @@
 //! A client of bytes.
 
-use std::{
-    fmt,
-    io::{Read, Write},
-    net::{Shutdown, SocketAddr, TcpStream},
-};
+use std::{fmt, net::SocketAddr, rc::Rc};
 
 use bytes::Bytes;
 use yrs_websocket_host::{
@@ -12,11 +8,12 @@ use yrs_websocket_host::{
     target,
 };
 
-use crate::{WATCHDOG, now};
+use crate::{Stream, World};
 
-/// A WebSocket whose frames are written and read by hand, on blocking `std::net`.
+/// A WebSocket whose frames are written and read by hand.
 pub struct Raw {
-    stream: TcpStream,
+    world: Rc<dyn World>,
+    stream: Box<dyn Stream>,
     websocket: Connection,
     /// What was read behind the last frame.
     rest: Vec<u8>,
@@ -39,9 +36,8 @@ impl Raw {
     /// # Panics
     ///
     /// If that is not possible.
-    pub fn connect(address: SocketAddr, room: &str) -> Self {
-        let mut stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(WATCHDOG)).unwrap();
+    pub fn connect(world: &Rc<dyn World>, address: SocketAddr, room: &str) -> Self {
+        let mut stream = world.connect(address);
         let request = ClientRequest {
             host: address.to_string(),
             target: target(room, &[]),
@@ -57,8 +53,8 @@ impl Raw {
                 break upgraded;
             }
         };
-        let websocket = Connection::new(Role::Client { mask_seed: 1 }, Config::default(), now());
-        Self { stream, websocket, rest: upgraded.into_rest() }
+        let websocket = Connection::new(Role::Client { mask_seed: 1 }, Config::default(), world.now());
+        Self { world: Rc::clone(world), stream, websocket, rest: upgraded.into_rest() }
     }
 
     /// Sends a frame.
@@ -71,7 +67,7 @@ impl Raw {
     pub fn hear(&mut self) -> Heard {
         loop {
             let mut input = &mut self.rest[..];
-            let event = self.websocket.receive(now(), &mut input);
+            let event = self.websocket.receive(self.world.now(), &mut input);
             let left = input.len();
             self.rest.drain(..self.rest.len() - left);
             self.write();
@@ -118,8 +114,8 @@ impl Raw {
     }
 
     /// Ends the stream, without a close frame.
-    pub fn cut(self) {
-        let _ = self.stream.shutdown(Shutdown::Both);
+    pub fn cut(mut self) {
+        self.stream.cut();
     }
 
     fn write(&mut self) {
@@ -132,6 +128,6 @@ impl Raw {
 
 impl fmt::Debug for Raw {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Raw").field("stream", &self.stream).finish_non_exhaustive()
+        f.debug_struct("Raw").field("world", &self.world).finish_non_exhaustive()
     }
 }

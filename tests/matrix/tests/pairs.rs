@@ -1,16 +1,20 @@
-//! What holds for every server with every client, each as a test of its own for each pair.
+//! What holds for every server with every client, and in the simulated world, each as a test of its own for
+//! each pair.
+//!
+//! In the simulated world `SIM_SEEDS=1000 cargo test -p yrs-websocket-matrix a_world` tries more seeds than
+//! usual, and `SIM_SEED=7 cargo test ... -- --exact a_world_of_the_simulator::BODY` shows one.
 //!
 //! The upstream tests of rooms, servers and providers are among them, under their names in the comments:
 //! those of ypy-websocket 0.12, pycrdt-websocket 0.16 and pycrdt 0.14.
 
 use std::{
-    io::{Read, Write},
-    net::TcpStream,
+    env,
+    rc::Rc,
     sync::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -24,16 +28,26 @@ use yrs_websocket::{
     provider::{End, Event as ClientEvent, PresenceState},
 };
 use yrs_websocket_host::{Admission, ClientHandle, Options, rfc6455::Refusal, target};
-use yrs_websocket_matrix::{Adapter, AsyncStd, Bench, Heard, ROOM, Smol, Std, Tokio, Valve, now};
+use yrs_websocket_matrix::{
+    Adapter, AsyncStd, Bench, Heard, Machine, ROOM, Simulated, Smol, Std, Tokio, World,
+};
 use yrs_websocket_store::StoreError;
 
-/// Makes a test of each body for each pair.
+/// Makes a test of each body for each pair, and for worlds of the simulator.
 macro_rules! on_every_pair {
     ($($body:ident)*) => {
         on_every_pair! { @server a_server_on_tokio Tokio [$($body)*] }
         on_every_pair! { @server a_server_on_std Std [$($body)*] }
         on_every_pair! { @server a_server_on_smol Smol [$($body)*] }
         on_every_pair! { @server a_server_on_async_std AsyncStd [$($body)*] }
+        mod a_world_of_the_simulator {
+            $(
+                #[test]
+                fn $body() {
+                    crate::in_simulated_worlds(crate::$body);
+                }
+            )*
+        }
     };
     (@server $module:ident $server:ident $bodies:tt) => {
         mod $module {
@@ -48,7 +62,7 @@ macro_rules! on_every_pair {
             $(
                 #[test]
                 fn $body() {
-                    crate::$body(crate::Pair { server: &crate::$server, client: &crate::$client });
+                    crate::$body(crate::Pair::on_this_machine(&crate::$server, &crate::$client));
                 }
             )*
         }
@@ -94,19 +108,44 @@ on_every_pair! {
     what_is_no_upgrade_is_answered_and_half_a_request_dropped
 }
 
-#[derive(Clone, Copy)]
-struct Pair {
-    server: &'static dyn Adapter,
-    client: &'static dyn Adapter,
+/// Lets a body happen in some worlds of the simulator, each twice: it is the same again. `SIM_SEEDS` says how
+/// many; `SIM_SEED` says which one alone, and lets it write a log.
+fn in_simulated_worlds(body: fn(Pair)) {
+    let number = |name| env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let run = |seed, is_logged| {
+        let world = Simulated::new(seed, is_logged);
+        body(Pair(Rc::new(world.clone())));
+        world.trace_hash()
+    };
+    if let Some(seed) = number("SIM_SEED") {
+        run(seed, true);
+        return;
+    }
+    for seed in 0..number("SIM_SEEDS").unwrap_or(SEEDS) {
+        let trace_hash = run(seed, false);
+        println!("seed {seed}: trace {trace_hash:016x}");
+        assert_eq!(trace_hash, run(seed, false), "seed {seed}: another run");
+    }
 }
 
+/// The servers and clients that a body is about, in their world.
+struct Pair(Rc<dyn World>);
+
 impl Pair {
-    fn start(self) -> Bench {
-        Bench::new(self.server, self.client)
+    fn on_this_machine(server: &'static dyn Adapter, client: &'static dyn Adapter) -> Self {
+        Self(Rc::new(Machine::new(server, client)))
     }
 
-    fn start_with(self, change: impl FnOnce(&mut Options)) -> Bench {
-        Bench::with_options(self.server, self.client, change)
+    fn start(&self) -> Bench {
+        Bench::new(Rc::clone(&self.0))
+    }
+
+    fn start_with(&self, change: impl FnOnce(&mut Options)) -> Bench {
+        Bench::with_options(Rc::clone(&self.0), change)
+    }
+
+    fn now(&self) -> Instant {
+        self.0.now()
     }
 }
 
@@ -215,6 +254,7 @@ fn what_an_undo_manager_of_the_origin_undoes_vanishes_for_all(pair: Pair) {
     bench.until(|| bob.get("key1").is_none());
     assert_eq!(bob.json("map"), json(r#"{"key0": "val0"}"#));
     assert_eq!(alice.json("map"), json(r#"{"key0": "val0"}"#));
+    // An undo manager must not be dropped while her client is in a transaction.
     assert!(alice.leave());
 }
 
@@ -344,7 +384,7 @@ fn those_present_are_seen_at_once_and_those_who_leave_are_gone(pair: Pair) {
 
 fn presence_that_is_cut_is_removed_and_comes_back(pair: Pair) {
     let mut bench = pair.start();
-    let valve = Valve::new(bench.address());
+    let valve = bench.valve();
     let alice = bench.join_at(valve.address(), Doc::with_client_id(1), |_| {});
     let bob = bench.join(2);
     alice.appear("1");
@@ -384,7 +424,7 @@ fn many_that_leave_at_once_lose_nothing(pair: Pair) {
     bench.settle(&peers.iter().collect::<Vec<_>>());
     for peer in &peers {
         peer.write("x");
-        peer.handle.leave(now() + Duration::from_secs(60));
+        peer.handle.leave(bench.now() + Duration::from_secs(60));
     }
     for peer in peers {
         assert!(peer.leave());
@@ -411,7 +451,7 @@ fn who_reads_nothing_holds_up_nobody_and_converges(pair: Pair) {
         options.config.flush_interval = Duration::ZERO;
         options.limits.outbox_bytes_max = 100_000;
     });
-    let valve = Valve::new(bench.address());
+    let valve = bench.valve();
     let slow = bench.join_at(valve.address(), Doc::with_client_id(3), |_| {});
     let (alice, bob) = (bench.join(1), bench.join(2));
     bench.settle(&[&slow, &alice, &bob]);
@@ -568,7 +608,7 @@ fn a_restart_is_survived_and_what_was_written_meanwhile_merged(pair: Pair) {
 
 fn a_cut_line_is_made_again(pair: Pair) {
     let bench = pair.start();
-    let valve = Valve::new(bench.address());
+    let valve = bench.valve();
     let alice = bench.join_at(valve.address(), Doc::with_client_id(1), |_| {});
     let bob = bench.join(2);
     bench.settle(&[&alice, &bob]);
@@ -605,7 +645,8 @@ fn a_drain_does_not_wait_for_ever_for_a_store_that_never_answers(pair: Pair) {
     bench.faults.hold();
     alice.write("x");
     bench.until_text(&[&bob], "x");
-    assert!(!bench.drain_by(now()));
+    let now = bench.now();
+    assert!(!bench.drain_by(now));
     bench.until(|| !alice.handle.is_connected() && !bob.handle.is_connected());
     assert!(alice.handle.has_unacknowledged());
     // Or its thread would wait for ever.
@@ -618,7 +659,7 @@ fn who_leaves_waits_for_the_acknowledgement(pair: Pair) {
     bench.settle(&[&alice, &bob]);
     bench.faults.hold();
     alice.write("x");
-    alice.handle.leave(now() + Duration::from_secs(60));
+    alice.handle.leave(bench.now() + Duration::from_secs(60));
     bench.until_text(&[&bob], "x");
     assert!(alice.handle.is_connected() && bench.present() == 2);
     bench.faults.release();
@@ -633,7 +674,7 @@ fn who_cannot_be_acknowledged_leaves_at_the_deadline(pair: Pair) {
     bench.kill();
     alice.write("x");
     let is_lost = ClientEvent::Stopped { unacknowledged: true };
-    alice.handle.leave(now());
+    alice.handle.leave(bench.now());
     bench.until(|| alice.heard(|event| *event == is_lost) == 1);
     assert!(!alice.leave());
 }
@@ -715,7 +756,7 @@ fn access_that_is_given_later_counts_at_once(pair: Pair) {
 
 fn who_is_refused_asks_again_with_a_fresh_token_until_told_to_stay_away(pair: Pair) {
     let asked: Arc<Mutex<Vec<(String, String)>>> = Arc::default();
-    let asking = Arc::clone(&asked);
+    let (asking, at_once) = (Arc::clone(&asked), pair.now());
     let bench = pair.start_with(|options| {
         options.hooks.on_request = Some(Arc::new(move |request| {
             let mut asked = asking.lock().unwrap();
@@ -725,7 +766,7 @@ fn who_is_refused_asks_again_with_a_fresh_token_until_told_to_stay_away(pair: Pa
             }
             let mut admission = Admission::by_path(request)?;
             assert_eq!(admission.subprotocol.as_deref(), Some("notes.v1"));
-            admission.expires_at = Some(now());
+            admission.expires_at = Some(at_once);
             Ok(admission)
         }));
     });
@@ -794,7 +835,7 @@ fn observers_and_hooks_may_use_the_handle_and_the_document(pair: Pair) {
 fn what_is_no_upgrade_is_answered_and_half_a_request_dropped(pair: Pair) {
     let bench = pair.start_with(|options| options.limits.handshake_timeout = Duration::from_millis(50));
     let answer_to = |request: &[u8]| {
-        let mut stream = TcpStream::connect(bench.address()).unwrap();
+        let mut stream = bench.connect();
         stream.write_all(request).unwrap();
         let mut answer = String::new();
         // Who is given up may be so by a reset.
@@ -831,3 +872,6 @@ fn step1(known: &StateVector) -> Bytes {
     use yrs::updates::encoder::Encode;
     Message::SyncStep1(known.encode_v1().into()).encode()
 }
+
+/// A few seconds, for all bodies.
+const SEEDS: u64 = 8;

@@ -15,9 +15,9 @@ use yrs_websocket::{
     provider::{CloseReason, End as Ending, Event as Said, PresenceState},
     update::{ClientId, IdSet},
 };
-use yrs_websocket_host::{Client, ClientHandle, ClientNext, ClientOptions, Upgrade};
+use yrs_websocket_host::{Client, ClientHandle, ClientNext, ClientOptions};
 
-use super::{End, Event, World};
+use super::{Event, World};
 use crate::{
     Fault, Violation, checks,
     client::new_id,
@@ -57,11 +57,23 @@ pub(crate) struct Application {
 
 impl Application {
     pub(super) fn new(room: usize, name: &str, doc: Doc, made: Content, random: &mut Random) -> Self {
+        Self::with_options(room, doc, made, ClientOptions::new("sim", name), random)
+    }
+
+    pub(super) fn with_options(
+        room: usize,
+        doc: Doc,
+        made: Content,
+        mut options: ClientOptions,
+        random: &mut Random,
+    ) -> Self {
         let said = Arc::<Mutex<Vec<Said>>>::default();
-        let mut options = ClientOptions::new("sim", name);
-        let saying = Arc::clone(&said);
+        let (saying, hear) = (Arc::clone(&said), options.on_event.take());
         options.on_event = Some(Arc::new(move |event: &Said| {
             saying.lock().unwrap_or_else(PoisonError::into_inner).push(event.clone());
+            if let Some(hear) = &hear {
+                hear(event);
+            }
         }));
         let mut client = Client::new(doc.clone(), options, random.next());
         client.start();
@@ -157,7 +169,11 @@ impl World<'_> {
             return Ok(());
         }
         if self.applications[index].asleep_until > self.now {
-            self.schedule(self.applications[index].asleep_until, Event::ClientReads(link));
+            // Who sleeps for ever is woken by others.
+            let until = self.applications[index].asleep_until;
+            if until < Duration::MAX {
+                self.schedule(until, Event::ClientReads(link));
+            }
             return Ok(());
         }
         let Some((mut bytes, at_end)) = self.arrived(link) else { return Ok(()) };
@@ -182,14 +198,12 @@ impl World<'_> {
                         application.client.dial_failed(now, io::ErrorKind::ConnectionRefused.into());
                         continue;
                     }
-                    self.next_link += 1;
-                    let link = self.next_link;
+                    let link = self.accept();
+                    let application = &mut self.applications[index];
                     application.link = Some(link);
                     application.client.dialled(now);
                     self.trace.line(self.now, format_args!("application {index} connects by link {link}"));
-                    self.network.borrow_mut().open(link);
                     self.application_links.insert(link, index);
-                    self.ends.insert(link, End::Upgrading(Box::new(Upgrade::new(&self.options))));
                 }
                 ClientNext::Run { write: true } => {
                     let Some(link) = application.link else { break };
@@ -262,7 +276,7 @@ impl World<'_> {
     /// What an application is told is acknowledged is on the disk.
     fn check_acknowledged(&mut self, index: usize) -> Result<(), Violation> {
         let application = &self.applications[index];
-        if application.handle.has_unacknowledged() {
+        if application.made.is_empty() || application.handle.has_unacknowledged() {
             return Ok(());
         }
         let (room, own) = (application.room, application.made.clone());

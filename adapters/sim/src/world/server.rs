@@ -3,7 +3,7 @@
 use std::{mem, rc::Rc, sync::mpsc, time::Duration};
 
 use yrs_websocket::RoomName;
-use yrs_websocket_host::{Host, Next, Storage, rfc6455};
+use yrs_websocket_host::{Host, Next, Storage, Upgrade, rfc6455, stream::REFUSAL_LINGER};
 use yrs_websocket_store::{Request, Write};
 
 use super::{End, Event, World};
@@ -34,6 +34,16 @@ impl World<'_> {
     }
 
     pub(super) fn crash(&mut self) {
+        if self.host.is_none() {
+            return;
+        }
+        self.stop();
+        let back = self.up_to(Duration::from_secs(4), 8);
+        self.at(back, Event::Restart);
+    }
+
+    /// Ends the server as it is, if it runs; what it has asked of the disk and was not done never is.
+    pub(super) fn stop(&mut self) {
         if self.host.take().is_none() {
             return;
         }
@@ -44,8 +54,6 @@ impl World<'_> {
         for link in links {
             self.cut(link);
         }
-        let back = self.up_to(Duration::from_secs(4), 8);
-        self.at(back, Event::Restart);
     }
 
     pub(super) fn drain(&mut self) -> Result<(), Violation> {
@@ -76,6 +84,18 @@ impl World<'_> {
         }
         self.crash();
         Ok(())
+    }
+
+    /// Opens a link to the server, which waits for a request on it.
+    pub(super) fn accept(&mut self) -> LinkId {
+        self.next_link += 1;
+        let link = self.next_link;
+        self.network.borrow_mut().open(link);
+        self.ends.insert(link, End::Upgrading(Box::new(Upgrade::new(&self.options))));
+        if let Some(timeout) = self.handshake_timeout {
+            self.at(timeout, Event::GivesUp(link));
+        }
+        link
     }
 
     pub(super) fn server_reads(&mut self, link: LinkId) -> Result<(), Violation> {
@@ -137,6 +157,10 @@ impl World<'_> {
 
     pub(super) fn refuse(&mut self, link: LinkId, refusal: &rfc6455::Refusal) {
         self.trace.line(self.now, format_args!("link {link} is refused with {}", refusal.status()));
+        self.ends.insert(link, End::Refused);
+        if self.handshake_timeout.is_some() {
+            self.at(REFUSAL_LINGER, Event::GivesUp(link));
+        }
         let mut network = self.network.borrow_mut();
         let arrives = network.now + network.latency();
         if let Some(pipes) = network.links.get_mut(&link)
@@ -147,7 +171,6 @@ impl World<'_> {
             drop(network);
             self.schedule(arrives, Event::ClientReads(link));
         }
-        self.ends.insert(link, End::Refused);
     }
 
     pub(super) fn server_writes(&mut self, link: LinkId) -> Result<(), Violation> {
@@ -164,11 +187,9 @@ impl World<'_> {
     /// Does what a runtime does after each call of the host: asks about those woken, hands on what was
     /// written and what the store is asked.
     pub(super) fn settle(&mut self) -> Result<(), Violation> {
-        for room in &self.rooms {
-            if self.is_parked(room)
-                && let Some(book) = self.disk.rooms.get_mut(room)
-            {
-                book.parked = true;
+        if let Some(host) = &self.host {
+            for (room, book) in &mut self.disk.rooms {
+                book.parked |= host.server().room(room).is_some_and(|room| room.journal().parked_bytes() > 0);
             }
         }
         while let Ok(request) = self.requests.try_recv() {
@@ -288,7 +309,7 @@ impl World<'_> {
     }
 
     /// The server's end is gone.
-    fn drop_end(&mut self, link: LinkId) {
+    pub(super) fn drop_end(&mut self, link: LinkId) {
         self.trace.line(self.now, format_args!("link {link} is dropped by the server"));
         self.ends.remove(&link);
         self.end_of_stream(link);
@@ -297,7 +318,9 @@ impl World<'_> {
 
     /// Forgets a link that has nobody at either end.
     pub(super) fn forget_link(&mut self, link: LinkId) {
-        let has_client = self.links.contains_key(&link) || self.application_links.contains_key(&link);
+        let has_client = self.links.contains_key(&link)
+            || self.application_links.contains_key(&link)
+            || self.wires.contains(&link);
         if !self.ends.contains_key(&link) && !has_client {
             self.network.borrow_mut().links.remove(&link);
         }
