@@ -1,10 +1,21 @@
 mod old;
 mod upkeep;
 
-use std::{borrow::Cow, collections::BTreeMap, fmt, ops::ControlFlow, path::Path, thread, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    fmt,
+    ops::{ControlFlow, Deref},
+    path::Path,
+    thread,
+    time::Duration,
+};
 
 use bytes::Bytes;
-use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior, params, types::ValueRef};
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior, config::DbConfig, params,
+    types::ValueRef,
+};
 use yrs_websocket::RoomName;
 
 use self::upkeep::{Tail, Work};
@@ -167,6 +178,8 @@ impl SqliteStore {
 
     fn new(mut connection: Connection) -> Result<Self, OpenError> {
         connection.busy_timeout(BUSY_TIMEOUT).map_err(open_error)?;
+        // Or each search is prepared anew for each room that is looked for.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map_err(open_error)?;
         // Looked at before anything is changed: a journal mode is a change, too. In one transaction, as another
         // process may be making the tables.
         let found = inspect(&connection.transaction().map_err(open_error)?)?;
@@ -209,9 +222,7 @@ impl Store for SqliteStore {
     }
 
     fn commit(&mut self, writes: &[Write]) -> Result<(), StoreError> {
-        // Immediate: the lock is waited for here, where waiting is possible, and not half-way through.
-        let transaction =
-            self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(store_error)?;
+        let transaction = WriteTransaction::begin(&self.connection).map_err(store_error)?;
         let mut work = Work {
             transaction: &transaction,
             path_of: self.path_of,
@@ -299,8 +310,7 @@ impl History for SqliteStore {
 
     fn restore(&mut self, room: &RoomName, entries: &[Entry]) -> Result<(), StoreError> {
         let path = (self.path_of)(room);
-        let transaction =
-            self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(store_error)?;
+        let transaction = WriteTransaction::begin(&self.connection).map_err(store_error)?;
         for Entry { update, metadata, timestamp } in entries {
             let timestamp = newest(&transaction, &path).map(|newest| newer(*timestamp, newest));
             timestamp
@@ -375,6 +385,37 @@ struct Row {
     timestamp: f64,
 }
 
+/// A transaction that holds the lock from its start; it is rolled back unless it is committed. Unlike rusqlite's
+/// own it leaves its statements prepared: every update begins one and ends one.
+struct WriteTransaction<'a>(&'a Connection);
+
+impl<'a> WriteTransaction<'a> {
+    fn begin(connection: &'a Connection) -> rusqlite::Result<Self> {
+        connection.prepare_cached(BEGIN)?.execute([])?;
+        Ok(Self(connection))
+    }
+
+    fn commit(self) -> rusqlite::Result<()> {
+        self.prepare_cached(COMMIT)?.execute([]).map(drop)
+    }
+}
+
+impl Deref for WriteTransaction<'_> {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        self.0
+    }
+}
+
+impl Drop for WriteTransaction<'_> {
+    fn drop(&mut self) {
+        if !self.is_autocommit() {
+            let _ = self.execute_batch("ROLLBACK");
+        }
+    }
+}
+
 /// Turns the write-ahead log on, which stays on in the file.
 #[allow(clippy::disallowed_methods, reason = "waits for a lock where SQLite does not")]
 fn write_ahead(connection: &Connection) -> rusqlite::Result<()> {
@@ -397,11 +438,7 @@ fn write_ahead(connection: &Connection) -> rusqlite::Result<()> {
     }
 }
 
-fn load(
-    transaction: &Transaction<'_>,
-    path: &str,
-    codecs: &Codecs,
-) -> Result<(Vec<Bytes>, Known), StoreError> {
+fn load(transaction: &Connection, path: &str, codecs: &Codecs) -> Result<(Vec<Bytes>, Known), StoreError> {
     let mut updates = Vec::new();
     let mut known = Known::default();
     let marks = Marks::of(transaction, path).map_err(store_error)?;
@@ -642,6 +679,9 @@ const CREATE_CHECKPOINTS: &str = "CREATE TABLE ycheckpoints (path TEXT NOT NULL,
 const UPDATES_COLUMNS: &str = "path TEXT, yupdate BLOB, metadata BLOB, timestamp REAL";
 const CHECKPOINTS_COLUMNS: &str = "path TEXT, checkpoint BLOB, timestamp REAL";
 
+/// Immediate: the lock is waited for here, where waiting is possible, and not half-way through.
+const BEGIN: &str = "BEGIN IMMEDIATE";
+const COMMIT: &str = "COMMIT";
 const SELECT_CHECKPOINT: &str = "SELECT checkpoint, timestamp FROM ycheckpoints WHERE path = ?1";
 const SELECT_UPDATES: &str =
     "SELECT rowid, yupdate, timestamp FROM yupdates WHERE path = ?1 ORDER BY timestamp, rowid";

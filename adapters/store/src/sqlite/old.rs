@@ -6,11 +6,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use rusqlite::{Connection, OpenFlags, TransactionBehavior, types::ValueRef};
+use rusqlite::{Connection, OpenFlags, types::ValueRef};
 
 use super::{
-    CHECKPOINTS_COLUMNS, NOTHING, OpenError, SqliteStore, UPDATES_COLUMNS, VERSION, bytes, columns, insert,
-    newest, open_error, store_error,
+    CHECKPOINTS_COLUMNS, NOTHING, OpenError, SqliteStore, UPDATES_COLUMNS, VERSION, WriteTransaction, bytes,
+    columns, insert, newest, open_error, store_error,
 };
 use crate::{
     Damage, StoreError,
@@ -80,8 +80,7 @@ impl SqliteStore {
 
     /// Adds records under a key, in one transaction. Those without a time get the clock's.
     fn restore_key(&mut self, key: &str, entries: &[(Bytes, Bytes, Option<f64>)]) -> Result<(), StoreError> {
-        let transaction =
-            self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(store_error)?;
+        let transaction = WriteTransaction::begin(&self.connection).map_err(store_error)?;
         for (update, metadata, timestamp) in entries {
             let timestamp = timestamp.unwrap_or_else(|| (self.clock)());
             newest(&transaction, key)

@@ -1,7 +1,7 @@
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use rusqlite::{Transaction, params, types::ValueRef};
+use rusqlite::{Connection, params, types::ValueRef};
 use yrs_websocket::{
     RoomName,
     journal::{Journal, JournalLimits},
@@ -155,7 +155,7 @@ impl Change {
 
 /// Is one transaction of writes.
 pub(super) struct Work<'a> {
-    pub(super) transaction: &'a Transaction<'a>,
+    pub(super) transaction: &'a Connection,
     pub(super) path_of: fn(&RoomName) -> String,
     pub(super) options: &'a mut SqliteOptions,
     pub(super) codecs: &'a Codecs,
@@ -407,7 +407,7 @@ impl Content {
     /// Reads the rows not younger than `until`; or all of them, and the checkpoint. `None` if one of them is
     /// damaged: what cannot be read must stay as it is.
     fn read(
-        transaction: &Transaction<'_>,
+        transaction: &Connection,
         path: &str,
         until: Option<f64>,
         codecs: &Codecs,
@@ -455,7 +455,7 @@ impl Content {
         squashed(&self.journal, options)
     }
 
-    fn delete(&self, transaction: &Transaction<'_>, path: &str) -> rusqlite::Result<()> {
+    fn delete(&self, transaction: &Connection, path: &str) -> rusqlite::Result<()> {
         for row in &self.rows {
             delete(transaction, path, row)?;
         }
