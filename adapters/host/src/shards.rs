@@ -93,18 +93,20 @@ impl<S: Socket + Send + 'static> Shards<S> {
         // Weak: the hosts hold the store, whose thread would otherwise keep them, and itself, for ever.
         let made = Arc::new(OnceLock::<Weak<Self>>::new());
         let shards = Arc::clone(&made);
-        let thread = StoreThread::spawn(store, move |mut completions: Vec<(usize, Completion)>| {
-            let Some(shards) = shards.get().and_then(Weak::upgrade) else { return };
-            completions.sort_by_key(|(shard, _)| *shard);
-            let mut completions = completions.into_iter().peekable();
-            while let Some((shard, first)) = completions.next() {
-                let mut of_shard = vec![first];
-                while let Some((_, completion)) = completions.next_if(|(next, _)| *next == shard) {
-                    of_shard.push(completion);
+        let commit_interval = options.limits.commit_interval;
+        let thread =
+            StoreThread::spawn(store, commit_interval, move |mut completions: Vec<(usize, Completion)>| {
+                let Some(shards) = shards.get().and_then(Weak::upgrade) else { return };
+                completions.sort_by_key(|(shard, _)| *shard);
+                let mut completions = completions.into_iter().peekable();
+                while let Some((shard, first)) = completions.next() {
+                    let mut of_shard = vec![first];
+                    while let Some((_, completion)) = completions.next_if(|(next, _)| *next == shard) {
+                        of_shard.push(completion);
+                    }
+                    shards.with(shard, |host, now| host.completed(now, of_shard));
                 }
-                shards.with(shard, |host, now| host.completed(now, of_shard));
-            }
-        })?;
+            })?;
         let thread = Arc::new(thread);
         let storage = |shard| Storage::Thread(Arc::clone(&thread), shard);
         let shards = Arc::new(Self::new(options, count, clock, seed, Some(Arc::clone(&thread)), storage));

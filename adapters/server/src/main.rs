@@ -46,6 +46,10 @@ struct Arguments {
     /// do: less on the wire for more work here.
     #[arg(long)]
     deflate: bool,
+    /// Gathers edits for so many milliseconds before the store is written again: less work for the disk, and edits
+    /// are acknowledged up to twice as much later. Others see them at once in any case.
+    #[arg(long, default_value_t = 0, value_name = "MS")]
+    commit_interval: u64,
     /// When files are made durable: `always`, the default, before an edit is acknowledged; `interval:MS`, at most so many
     /// milliseconds later, and `never`, when the system does it: both lose edits if the power fails.
     #[arg(long, value_name = "WHEN", value_parser = parse_fsync, help_heading = "Files")]
@@ -227,6 +231,7 @@ async fn run(arguments: Arguments) -> Result<ExitCode, ExitCode> {
 fn start(arguments: &Arguments) -> Result<Service, ExitCode> {
     let mut options = Options::default();
     options.deflate = arguments.deflate.then(Deflate::default);
+    options.limits.commit_interval = Duration::from_millis(arguments.commit_interval);
     options.hooks.on_event = Some(Arc::new(log));
     options.hooks.on_store_error = Some(Arc::new(|room, error| error!(%room, "{error}")));
     let shards = thread::available_parallelism().map_or(1, Into::into);

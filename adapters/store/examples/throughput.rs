@@ -100,7 +100,7 @@ fn measure(mut store: impl Store, rooms: usize, grouped: bool, syncs: &AtomicUsi
 
     let (store, faults): (_, Faults) = FlakyStore::new(store);
     let (done, completions) = mpsc::channel();
-    let thread = StoreThread::<usize>::spawn(store, move |round| {
+    let thread = StoreThread::<usize>::spawn(store, Duration::ZERO, move |round| {
         // The receiver is gone once the run is over.
         let _ = done.send(round);
     })

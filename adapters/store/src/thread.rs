@@ -5,9 +5,10 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
         Mutex, PoisonError,
-        mpsc::{self, Receiver, Sender, TryRecvError},
+        mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError},
     },
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -33,6 +34,8 @@ use crate::{Store, StoreError, Write};
 ///   durable the next ones gather. Should it fail, the writes of each room are tried alone, so that a write
 ///   that cannot be stored fails its own room only. ([`StoreError::Busy`] concerns all of them and has
 ///   cost a timeout already: it is the answer to all.)
+/// * **A pause**, if there is to be one, lies between transactions: what is appended meanwhile gathers. A load,
+///   a compaction or the end cuts it short, and what comes after it is written at once.
 /// * **First in, first out per room**: a load sees what was appended before it, and an append after a
 ///   compaction is stored after it.
 /// * **Loads do not wait for the disk to be written**: they are answered before the round's transaction, save
@@ -50,17 +53,20 @@ pub struct StoreThread<T, D = ()> {
 }
 
 impl<T: Copy + Send + 'static, D: Send + 'static> StoreThread<T, D> {
-    /// Starts the thread.
+    /// Starts the thread. Between the beginnings of two transactions lies `interval`, which may be nothing.
     ///
     /// `on_done` is called on it with what was finished together, in order. Meanwhile the store
     /// does nothing, so it should only hand the completions on. It must not panic: that ends the thread, and
     /// [`shutdown`](Self::shutdown) passes the panic on.
     pub fn spawn(
         store: impl Store,
+        interval: Duration,
         on_done: impl FnMut(Vec<(T, Completion<D>)>) + Send + 'static,
     ) -> io::Result<Self> {
         let (queue, submitted) = mpsc::channel();
-        let worker = Worker { work: GroupCommit::new(store), on_done, submitted, open: true };
+        let work = GroupCommit::new(store);
+        let worker =
+            Worker { work, on_done, submitted, open: true, interval, pause_end: None, is_urgent: false };
         let thread = thread::Builder::new().name("yrs-store".into()).spawn(move || worker.run())?;
         Ok(Self { queue, thread: Mutex::new(Some(thread)) })
     }
@@ -215,6 +221,11 @@ struct Worker<S, F, T, D> {
     submitted: Receiver<Message<T, D>>,
     /// Whether more may be submitted.
     open: bool,
+    interval: Duration,
+    /// Before that no transaction begins, unless it is urgent.
+    pause_end: Option<Instant>,
+    /// Whether something waits that is no append.
+    is_urgent: bool,
 }
 
 impl<S: Store, F: FnMut(Vec<(T, Completion<D>)>), T: Copy, D> Worker<S, F, T, D> {
@@ -224,20 +235,33 @@ impl<S: Store, F: FnMut(Vec<(T, Completion<D>)>), T: Copy, D> Worker<S, F, T, D>
             if self.work.is_idle() {
                 return;
             }
-            self.work.round(&mut self.on_done);
+            let pause_end = (!self.interval.is_zero()).then(|| now().checked_add(self.interval)).flatten();
+            if self.work.round(&mut self.on_done) {
+                self.pause_end = pause_end;
+            }
+            self.is_urgent = !self.work.is_idle();
         }
     }
 
-    /// Takes all that was submitted; waits for it if there is nothing else to do.
+    /// Takes all that was submitted; waits for it if there is nothing else to do, or a pause.
     fn receive(&mut self) {
         while self.open {
             let message = if self.work.is_idle() {
                 self.submitted.recv().map_err(|_| TryRecvError::Disconnected)
+            } else if let Some(pause_end) = self.pause_end.filter(|_| !self.is_urgent) {
+                let left = pause_end.saturating_duration_since(now());
+                self.submitted.recv_timeout(left).map_err(|error| match error {
+                    RecvTimeoutError::Timeout => TryRecvError::Empty,
+                    RecvTimeoutError::Disconnected => TryRecvError::Disconnected,
+                })
             } else {
                 self.submitted.try_recv()
             };
             match message {
-                Ok(Message::Request(tag, request)) => self.work.submit(tag, request),
+                Ok(Message::Request(tag, request)) => {
+                    self.is_urgent |= !matches!(request, Request::Append { .. });
+                    self.work.submit(tag, request);
+                }
                 Err(TryRecvError::Empty) => return,
                 Ok(Message::Shutdown) | Err(TryRecvError::Disconnected) => {
                     self.open = false;
@@ -246,6 +270,11 @@ impl<S: Store, F: FnMut(Vec<(T, Completion<D>)>), T: Copy, D> Worker<S, F, T, D>
             }
         }
     }
+}
+
+#[allow(clippy::disallowed_methods, reason = "a thread of its own reads the clock")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 /// Is what a [`StoreThread`] does, without the thread: for runtimes that have a place of their own for what
@@ -281,8 +310,8 @@ impl<S: Store, T: Copy, D> GroupCommit<S, T, D> {
     }
 
     /// Does what waits and can be done now; what must come after another step of its room stays, in order.
-    /// `on_done` gets what was finished together.
-    pub fn round(&mut self, mut on_done: impl FnMut(Vec<(T, Completion<D>)>)) {
+    /// `on_done` gets what was finished together. Says whether there was a transaction.
+    pub fn round(&mut self, mut on_done: impl FnMut(Vec<(T, Completion<D>)>)) -> bool {
         let mut loaded = Vec::new();
         let mut writes = Vec::new();
         // Rooms with a write in this round: more writes may join it, loads may not go before it.
@@ -345,11 +374,13 @@ impl<S: Store, T: Copy, D> GroupCommit<S, T, D> {
                     }
                     Err(error) => on_done(vec![(tag, Completion::Failed { room, seq, error })]),
                 }
+                false
             }
-            Some(_) | None if writes.is_empty() => {}
+            Some(_) | None if writes.is_empty() => false,
             Some(_) | None => {
                 let completions = self.commit(writes);
                 on_done(completions);
+                true
             }
         }
     }

@@ -1,6 +1,9 @@
 //! The store thread: order, group commit, and failures that stay where they arise.
 
-use std::sync::mpsc::{self, Receiver};
+use std::{
+    sync::mpsc::{self, Receiver},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use yrs_websocket::RoomName;
@@ -22,6 +25,22 @@ fn all_that_waits_is_one_transaction() {
     assert_eq!(take(&done, 500), expected);
     assert_eq!(faults.commits(), 2);
     thread.shutdown();
+}
+
+#[test]
+fn between_two_transactions_appends_gather_until_a_load_or_the_end() {
+    let (thread, faults, done) = spawn_with_interval(MemoryStore::new(), Duration::from_secs(3600));
+    let [a, b, c] = ["a", "b", "c"].map(name);
+    thread.submit(0, append(&a, 1, "one"));
+    assert_eq!(take(&done, 1), [(0, stored(&a, 1))]);
+    thread.submit(1, append(&a, 2, "two"));
+    thread.submit(2, append(&b, 1, "three"));
+    thread.submit(3, Request::Load(c.clone()));
+    assert_eq!(take(&done, 3), [(3, loaded(&c, &[])), (1, stored(&a, 2)), (2, stored(&b, 1))]);
+    assert_eq!(faults.commits(), 2);
+    thread.submit(4, append(&a, 3, "four"));
+    thread.shutdown();
+    assert_eq!(take(&done, 1), [(4, stored(&a, 3))]);
 }
 
 #[test]
@@ -300,9 +319,13 @@ const BLOCKER: usize = usize::MAX;
 type Done = Receiver<(usize, Completion<usize>)>;
 
 fn spawn(store: impl Store) -> (StoreThread<usize, usize>, Faults, Done) {
+    spawn_with_interval(store, Duration::ZERO)
+}
+
+fn spawn_with_interval(store: impl Store, interval: Duration) -> (StoreThread<usize, usize>, Faults, Done) {
     let (store, faults) = FlakyStore::new(store);
     let (done, receiver) = mpsc::channel();
-    let thread = StoreThread::spawn(store, move |completions| {
+    let thread = StoreThread::spawn(store, interval, move |completions| {
         for completion in completions {
             // A test that ended early is told so by itself.
             let _ = done.send(completion);

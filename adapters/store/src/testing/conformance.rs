@@ -18,6 +18,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     path::Path,
     sync::mpsc,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -476,7 +477,9 @@ fn drive(store: impl Store, rooms: usize, updates: u64) -> usize {
     let names: Vec<_> = (0..rooms).map(|room| name(&format!("room-{room}"))).collect();
     let (done, completions) = mpsc::channel();
     // The receiver outlives the thread.
-    let thread = StoreThread::<usize>::spawn(store, move |round| done.send(round).expect("somebody waits"));
+    let thread = StoreThread::<usize>::spawn(store, Duration::ZERO, move |round| {
+        done.send(round).expect("somebody waits")
+    });
     let thread = thread.expect("a thread");
     let append = |index: usize, seq: u64| {
         let request = Request::Append { room: names[index].clone(), seq, update: seq.to_string().into() };
