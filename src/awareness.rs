@@ -370,6 +370,7 @@ const GONE_MAX: usize = 4096;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::epoch::epoch;
     use proptest::prelude::*;
 
     const A: ConnectionId = ConnectionId(1);
@@ -531,11 +532,6 @@ mod tests {
                 prop_assert_eq!(decode(&update, 100), Ok(entries));
             }
         }
-    }
-
-    #[allow(clippy::disallowed_methods, reason = "an instant to count from")]
-    fn epoch() -> Instant {
-        Instant::now()
     }
 
     fn limits() -> AwarenessLimits {

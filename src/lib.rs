@@ -115,6 +115,9 @@
 
 pub mod awareness;
 pub mod config;
+#[cfg(test)]
+#[path = "../tests/support/epoch.rs"]
+mod epoch;
 pub mod journal;
 mod lib0;
 pub mod message;

@@ -102,19 +102,18 @@ fn empty_document(client_id: ClientId) -> Doc {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{journal::JournalLimits, update};
+    use crate::{epoch::epoch, journal::JournalLimits, update};
 
     /// Nothing that passes the default rules is known to make yrs panic, so these let more pass. What
     /// panics is an overflow, which is checked for in debug builds.
     #[test]
     #[cfg(debug_assertions)]
-    #[allow(clippy::disallowed_methods, reason = "an instant to count from")]
     fn a_panic_of_yrs_is_an_error() {
         let rules = update::ScanRules { clock_max: u64::MAX, ..Default::default() };
         let deletes_beyond_32_bits = Bytes::from_static(&[0, 1, 1, 1, 255, 255, 255, 255, 15, 2]);
         let mut journal = Journal::new(JournalLimits::default());
         let _ = journal.receive(&update::Update::scan(deletes_beyond_32_bits, &rules).unwrap());
-        let now = Instant::now();
+        let now = epoch();
         let mut view = View::new(now, ClientId::new(7).unwrap());
         assert_eq!(view.catch_up(now, &journal), Err(ViewError::Panicked));
     }

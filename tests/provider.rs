@@ -20,7 +20,8 @@ use std::{
 use bytes::Bytes;
 use proptest::prelude::*;
 use support::{
-    KEEPALIVE, NOTHING, after, first, presence, room, step1, step2, structs, text_delete, text_insert, update,
+    KEEPALIVE, NOTHING, after, epoch::epoch, first, presence, room, step1, step2, structs, text_delete,
+    text_insert, update,
 };
 use yrs::{Doc, GetString, Map, ReadTxn, Text, Transact, WriteTxn, updates::decoder::Decode};
 use yrs_websocket::{
@@ -1359,9 +1360,4 @@ fn inserts(frame: &[u8]) -> Vec<(u64, std::ops::Range<u64>)> {
         scan(&update).inserts().map(|(client, clocks)| (client.get(), clocks)).collect();
     inserts.sort_by_key(|(client, _)| *client);
     inserts
-}
-
-#[allow(clippy::disallowed_methods)] // from here on time jumps
-fn epoch() -> Instant {
-    Instant::now()
 }
