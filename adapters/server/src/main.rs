@@ -54,8 +54,6 @@ struct Arguments {
     /// milliseconds later, and `never`, when the system does it: both lose edits if the power fails.
     #[arg(long, value_name = "WHEN", value_parser = parse_fsync, help_heading = "Files")]
     fsync: Option<Fsync>,
-    #[command(flatten)]
-    upkeep: Upkeep,
     /// What is logged to stderr: off, error, warn, info, debug or trace.
     #[arg(long, default_value = "info", value_name = "LEVEL")]
     log: LevelFilter,
@@ -63,6 +61,8 @@ struct Arguments {
     /// each core. They hold the contents of all documents. `yrs-websocket-sim --replay` reads them.
     #[arg(long, value_name = "PATH")]
     record: Option<PathBuf>,
+    #[command(flatten)]
+    upkeep: Upkeep,
 }
 
 /// What is done to a database besides writing to it. Nothing of it is, by default.
