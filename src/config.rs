@@ -57,7 +57,7 @@ pub struct Config {
     /// sender asked again. 4 MiB.
     pub parked_bytes_max: usize,
     /// Bytes of edits per room that the store has not confirmed; more closes their authors, who keep
-    /// them and come back. A single update may be longer. 64 MiB.
+    /// them and come back, and refuses edits on the server's side. A single update may be longer. 64 MiB.
     pub unstored_bytes_max: usize,
     /// How long a connection may stay congested without reading anything before it is closed. 60 s.
     pub congestion_timeout: Duration,

@@ -550,11 +550,15 @@ impl Room {
         let mut view = self.view.take().expect("it has just caught up");
         let (result, update) = view.edit(f);
         let update = Update::scan(update, &self.scan_rules()).map_err(|_| ViewError::NotEncodable)?;
-        self.view = Some(view);
         if !update.is_empty() {
+            // The document holds the refused edit, and goes with it.
+            if self.overloads_store(&update) {
+                return Err(ViewError::StoreOverloaded);
+            }
             let _ = self.change(now, None, &update, None, out);
             self.after_change(now, out);
         }
+        self.view = Some(view);
         Ok(result)
     }
 
@@ -752,9 +756,7 @@ impl Room {
             }
             return true;
         }
-        // Where nothing waits, an update of any length is let in: it could never come otherwise.
-        let unstored = self.unstored_bytes();
-        if unstored > 0 && unstored + update.bytes().len() > self.config.unstored_bytes_max {
+        if self.overloads_store(&update) {
             self.close(now, connection, CloseReason::StoreOverloaded, out);
             return true;
         }
@@ -767,6 +769,13 @@ impl Room {
             }
         }
         is_taken
+    }
+
+    /// Whether with this update more would wait for the store than may. Where nothing waits, one of any
+    /// length is let in: it could never come otherwise.
+    fn overloads_store(&self, update: &Update) -> bool {
+        let unstored = self.unstored_bytes();
+        unstored > 0 && unstored + update.bytes().len() > self.config.unstored_bytes_max
     }
 
     /// Takes what is new of an update into the journal and the batch; false where it misses too much to

@@ -223,6 +223,10 @@ impl Server {
     ///
     /// The room must be open: somebody is connected to it, or was a moment ago. The first edit after a
     /// while builds a document from the journal, which is kept while it is used.
+    ///
+    /// # Errors
+    ///
+    /// After an error the document is as it was, whatever `f` did to it; [`ViewError`] says why.
     pub fn edit<R>(
         &mut self,
         now: Instant,

@@ -46,6 +46,10 @@ pub enum ViewError {
     /// yrs wrote an edit that is not a well-formed update; it was not taken.
     #[error("yrs encoded a malformed update")]
     NotEncodable,
+    /// More than [`Config::unstored_bytes_max`](crate::Config::unstored_bytes_max) would wait for the
+    /// store: the edit was not taken. Try again when the store keeps up.
+    #[error("too much waits for the store; the edit was not taken")]
+    StoreOverloaded,
 }
 
 impl View {

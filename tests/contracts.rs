@@ -1014,6 +1014,23 @@ mod views {
     }
 
     #[test]
+    fn an_edit_that_would_be_too_much_for_the_store_is_not_taken() {
+        let a = text_insert(1, 0, "a");
+        let mut w = World::open(config(|config| config.unstored_bytes_max = a.len()), [1]);
+        w.frame(1, update(&a));
+        w.pass(10);
+        let b = |txn: &mut yrs::TransactionMut<'_>| txn.get_or_insert_text("t").insert(txn, 1, "b");
+        assert_eq!(w.edit(b), Err(ViewError::StoreOverloaded));
+        assert_eq!(text(&mut w), Ok("a".into()));
+        assert_eq!(w.pass(10), []);
+        // Of no length, or when nothing waits, it may always.
+        assert_eq!(w.edit(|_| 5), Ok((5, vec![])));
+        w.stored(1);
+        assert_eq!(w.edit(b).unwrap().1.len(), 2);
+        assert_eq!(text(&mut w), Ok("ab".into()));
+    }
+
+    #[test]
     fn a_room_that_is_not_open_cannot_be_read() {
         let mut w = World::new(Config::default());
         assert_eq!(text(&mut w), Err(ViewError::RoomNotOpen));

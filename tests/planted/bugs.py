@@ -80,6 +80,10 @@ BUGS = [
      'waiting.push(Waiting { from: Some(connection), frame });',
      'drop(frame);'),
 
+    ('an edit on the server\'s side may outgrow what waits for the store', ROOM,
+     'if self.overloads_store(&update) {\n                return Err(ViewError::StoreOverloaded);',
+     'if false {\n                return Err(ViewError::StoreOverloaded);'),
+
     # ---- compaction
     ('a snapshot takes the place of what came meanwhile', JOURNAL,
      'let covered = (squashed.mark.0 - self.tail_mark.0) as usize;',
