@@ -79,7 +79,6 @@ BUGS = [
     ('frames that come while a room is loaded are dropped', ROOM,
      'waiting.push(Waiting { from: Some(connection), frame });',
      'drop(frame);'),
-
     ('an edit on the server\'s side may outgrow what waits for the store', ROOM,
      'if self.overloads_store(&update) {\n                return Err(ViewError::StoreOverloaded);',
      'if false {\n                return Err(ViewError::StoreOverloaded);'),
