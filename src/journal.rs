@@ -27,9 +27,12 @@ use std::{
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use crate::update::{
-    ClientId, Id, IdSet, Run, SquashOptions, StateVector, Struct, Structs, Update, is_same_struct, join,
-    squash,
+use crate::{
+    message::Carrier,
+    update::{
+        ClientId, Id, IdSet, Run, SquashOptions, StateVector, Struct, Structs, Update, is_same_struct, join,
+        squash,
+    },
 };
 
 /// Bounds what a journal keeps beyond the document itself.
@@ -163,24 +166,42 @@ impl Journal {
     /// What someone with this state vector lacks. Walks all of the log: an answer that many ask for is worth
     /// keeping, as a room does.
     pub fn diff(&self, known: &StateVector) -> Diff {
-        // Whoever has nothing lacks the whole log, which says itself what is deleted.
-        let mut log = self.log();
-        if known.is_empty()
-            && self.parked.structs.is_empty()
-            && let (Some(all), None) = (log.next(), log.next())
-        {
-            return Diff { main: all.clone(), conflicting: Vec::new() };
+        match self.whole(known) {
+            Some(main) => Diff { main: main.clone(), conflicting: Vec::new() },
+            None => {
+                let (main, conflicting) = self.beyond(known);
+                Diff { main: Update::encode(&main, &self.deleted), conflicting }
+            }
         }
+    }
+
+    /// As [`diff`](Self::diff), the main part as a frame.
+    pub(crate) fn diff_in(&self, carrier: Carrier, known: &StateVector) -> (Bytes, Vec<Update>) {
+        match self.whole(known) {
+            Some(main) => (carrier.frame(main.bytes()), Vec::new()),
+            None => {
+                let (main, conflicting) = self.beyond(known);
+                (Update::encode_in(carrier, &main, &self.deleted).0, conflicting)
+            }
+        }
+    }
+
+    /// The whole log, where it is one update and all of it is lacking: it says itself what is deleted.
+    fn whole(&self, known: &StateVector) -> Option<&Update> {
+        let mut log = self.log();
+        let first = log.next()?;
+        (known.is_empty() && self.parked.structs.is_empty() && log.next().is_none()).then_some(first)
+    }
+
+    /// The structs that are lacking, and updates of those that conflict with others.
+    fn beyond(&self, known: &StateVector) -> (Vec<Run<'_>>, Vec<Update>) {
         let mut main =
             self.log().flat_map(Update::runs).filter_map(|run| run.beyond(known)).collect::<Vec<_>>();
         let (first, others) = self.parked.runs();
         main.extend(first.into_iter().filter(|run| run.is_beyond(known)));
         main.sort_by_key(Run::place);
         let conflicting = others.into_iter().filter(|run| run.is_beyond(known));
-        Diff {
-            main: Update::encode(&main, &self.deleted),
-            conflicting: conflicting.map(|run| Update::encode(&[run], &IdSet::default())).collect(),
-        }
+        (main, conflicting.map(|run| Update::encode(&[run], &IdSet::default())).collect())
     }
 
     /// Whether all of an update is integrated, and all that it deletes known to be deleted.

@@ -10,7 +10,7 @@
 //! auth      := 0 str reason                              permission denied
 //! ```
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
 use crate::lib0::{Reader, share, write_var_bytes, write_var_uint};
 
@@ -65,8 +65,8 @@ impl Message {
     pub fn encode(&self) -> Bytes {
         match self {
             Self::SyncStep1(state_vector) => with_payload(&[0, 0], state_vector),
-            Self::SyncStep2(update) => with_payload(&[0, 1], update),
-            Self::Update(update) => with_payload(&[0, 2], update),
+            Self::SyncStep2(update) => Carrier::SyncStep2.frame(update),
+            Self::Update(update) => Carrier::Update.frame(update),
             Self::Awareness(update) => with_payload(&[1], update),
             Self::PermissionDenied(reason) => with_payload(&[2, 0], reason.as_bytes()),
             Self::QueryAwareness => Bytes::from_static(&[3]),
@@ -153,6 +153,37 @@ fn read_message(frame: &Bytes, reader: &mut Reader<'_>) -> Result<Message, Messa
     }
 }
 
+/// Which message an update is in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Carrier {
+    SyncStep2 = 1,
+    Update = 2,
+}
+
+impl Carrier {
+    /// Two types and the length of the update.
+    pub(crate) const HEAD_LEN_MAX: usize = 2 + 10;
+
+    /// The message of an update.
+    pub(crate) fn frame(self, update: &[u8]) -> Bytes {
+        with_payload(&[0, self as u8], update)
+    }
+
+    /// The message of the update behind the first [`HEAD_LEN_MAX`](Self::HEAD_LEN_MAX) bytes, and that
+    /// update: both in this piece of memory.
+    pub(crate) fn frame_in_place(self, mut frame: Vec<u8>) -> (Bytes, Bytes) {
+        let mut head = Vec::with_capacity(Self::HEAD_LEN_MAX);
+        head.extend([0, self as u8]);
+        write_var_uint(&mut head, (frame.len() - Self::HEAD_LEN_MAX) as u64);
+        let start = Self::HEAD_LEN_MAX - head.len();
+        frame[start..Self::HEAD_LEN_MAX].copy_from_slice(&head);
+        let mut frame = Bytes::from(frame);
+        let update = frame.slice(Self::HEAD_LEN_MAX..);
+        frame.advance(start);
+        (frame, update)
+    }
+}
+
 fn with_payload(head: &[u8], payload: &[u8]) -> Bytes {
     let mut frame = Vec::with_capacity(head.len() + 5 + payload.len());
     frame.extend_from_slice(head);
@@ -184,6 +215,19 @@ mod tests {
         ] {
             assert_eq!(decode(frame), Ok(vec![message.clone()]), "{frame:?}");
             assert_eq!(&message.encode()[..], frame);
+        }
+    }
+
+    #[test]
+    fn a_frame_around_an_update_is_that_of_the_message() {
+        for len in [0, 1, 127, 128, 20_000] {
+            let update = vec![7; len];
+            let behind = [&[0; Carrier::HEAD_LEN_MAX], &update[..]].concat();
+            let (frame, shared) = Carrier::SyncStep2.frame_in_place(behind);
+            assert_eq!(
+                (frame, &shared[..]),
+                (Message::SyncStep2(update.clone().into()).encode(), &update[..])
+            );
         }
     }
 

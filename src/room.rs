@@ -35,7 +35,7 @@ use crate::{
     awareness::{self, Awareness, AwarenessLimits},
     is_due,
     journal::{Journal, JournalLimits, Received, Squashed},
-    message::Message,
+    message::{Carrier, Message},
     random::Random,
     soonest,
     update::{self, ClientId, ScanRules, SquashOptions, StateVector, Update},
@@ -857,15 +857,13 @@ impl Room {
             }
         }
         authors.sort_unstable();
-        let (update, frame) = if batch.len() == 1 {
+        let (frame, update) = if batch.len() == 1 {
             let Change { update, frame, .. } = batch.pop().expect("it has one");
-            let frame = frame.unwrap_or_else(|| Message::Update(update.bytes().clone()).encode());
-            (update, frame)
+            let frame = frame.unwrap_or_else(|| Carrier::Update.frame(update.bytes()));
+            (frame, update)
         } else {
             let updates: Vec<_> = batch.iter().map(|change| change.update.clone()).collect();
-            let update = update::join(&updates);
-            let frame = Message::Update(update.bytes().clone()).encode();
-            (update, frame)
+            update::join_in(Carrier::Update, &updates)
         };
         if !recipients.is_empty() {
             out.send(recipients, frame.clone());
@@ -892,9 +890,10 @@ impl Room {
         let frame = match &others[..] {
             [] => return,
             [Change { frame: Some(frame), .. }] => frame.clone(),
+            [Change { update, .. }] => Carrier::Update.frame(update.bytes()),
             _ => {
                 let updates: Vec<_> = others.iter().map(|change| change.update.clone()).collect();
-                Message::Update(update::join(&updates).bytes().clone()).encode()
+                update::join_in(Carrier::Update, &updates).0
             }
         };
         self.send(now, author, Due::Update, frame, out);
@@ -984,12 +983,11 @@ impl Room {
     }
 
     fn answer(&mut self, question: Question) -> SmallVec<[Bytes; 1]> {
-        let diff = self.journal.diff(&question.known);
+        let carrier = if question.is_step1 { Carrier::SyncStep2 } else { Carrier::Update };
+        let (main, conflicting) = self.journal.diff_in(carrier, &question.known);
         let mut frames: SmallVec<[Bytes; 1]> =
-            diff.conflicting.iter().map(|update| Message::Update(update.bytes().clone()).encode()).collect();
-        let main = diff.main.bytes().clone();
-        let main = if question.is_step1 { Message::SyncStep2(main) } else { Message::Update(main) };
-        frames.push(main.encode());
+            conflicting.iter().map(|update| Carrier::Update.frame(update.bytes())).collect();
+        frames.push(main);
         let version = self.journal.version();
         self.answers.retain(|answer| answer.version == version);
         let len = |answer: &Answer| answer.frames.iter().map(Bytes::len).sum::<usize>();
@@ -1061,7 +1059,7 @@ impl Room {
         let (last_change, stands_alone) = (self.changes, self.journal.parked_bytes() > 0);
         let updates = [diff.main].into_iter().chain(diff.conflicting);
         for update in updates.filter(|update| !update.is_empty()) {
-            let frame = Message::Update(update.bytes().clone()).encode();
+            let frame = Carrier::Update.frame(update.bytes());
             let authors = SmallVec::new();
             self.storage.push(Record { last_change, update, frame, authors, stands_alone });
         }
@@ -1460,7 +1458,7 @@ impl Record {
         authors.sort_unstable();
         authors.dedup();
         let update = update::join(&updates);
-        let frame = Message::Update(update.bytes().clone()).encode();
+        let frame = Carrier::Update.frame(update.bytes());
         Self { last_change, update, frame, authors, stands_alone: false }
     }
 }

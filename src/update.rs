@@ -26,7 +26,7 @@ use bytes::Bytes;
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
 
-use crate::lib0::write_var_uint;
+use crate::{lib0::write_var_uint, message::Carrier};
 
 /// Names a client: a session of an editor, drawn at random by the editor, below 2^53.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -291,15 +291,35 @@ impl Update {
         Self::write(runs, copy_section, |out| deletes.write(out))
     }
 
+    /// As [`encode`](Self::encode), in a message; first its frame.
+    pub(crate) fn encode_in(carrier: Carrier, runs: &[Run<'_>], deletes: &IdSet) -> (Bytes, Self) {
+        let write_deletes = |out: &mut Vec<u8>| deletes.write(out);
+        let (out, deletes_at) = Self::write_behind(Carrier::HEAD_LEN_MAX, runs, copy_section, write_deletes);
+        let (frame, bytes) = carrier.frame_in_place(out);
+        (frame, Self { bytes, deletes_at })
+    }
+
     fn write(
+        runs: &[Run<'_>],
+        section: impl FnMut(&[Run<'_>], &mut Vec<u8>) -> u64,
+        deletes: impl FnOnce(&mut Vec<u8>),
+    ) -> Self {
+        let (out, deletes_at) = Self::write_behind(0, runs, section, deletes);
+        Self { bytes: out.into(), deletes_at }
+    }
+
+    /// An update behind so many bytes, and where in it the deletes begin.
+    fn write_behind(
+        start: usize,
         runs: &[Run<'_>],
         mut section: impl FnMut(&[Run<'_>], &mut Vec<u8>) -> u64,
         deletes: impl FnOnce(&mut Vec<u8>),
-    ) -> Self {
+    ) -> (Vec<u8>, usize) {
         let of_client = |a: &Run<'_>, b: &Run<'_>| a.client == b.client;
         let clients = runs.chunk_by(of_client).count();
         let structs_len = runs.iter().map(|run| run.at.len()).sum::<usize>();
-        let mut out = Vec::with_capacity(16 + clients * SECTION_HEAD_LEN + structs_len);
+        let mut out = Vec::with_capacity(start + 16 + clients * SECTION_HEAD_LEN + structs_len);
+        out.resize(start, 0);
         let mut body = Vec::new();
         write_var_uint(&mut out, clients as u64);
         for runs in runs.chunk_by(of_client) {
@@ -310,13 +330,13 @@ impl Update {
             write_var_uint(&mut out, runs[0].part.start);
             out.extend_from_slice(&body);
         }
-        let deletes_at = out.len();
+        let deletes_at = out.len() - start;
         // Kept for long, it must not keep what a list that doubles has to spare.
         body.clear();
         deletes(&mut body);
         out.reserve_exact(body.len());
         out.extend_from_slice(&body);
-        Self { bytes: out.into(), deletes_at }
+        (out, deletes_at)
     }
 
     fn reader(&self, at: usize) -> Reader<'_> {
@@ -340,9 +360,14 @@ pub fn join(updates: &[Update]) -> Update {
     if let [update] = updates {
         return update.clone();
     }
+    join_in(Carrier::Update, updates).1
+}
+
+/// [Joins](join) updates in a message; first its frame.
+pub(crate) fn join_in(carrier: Carrier, updates: &[Update]) -> (Bytes, Update) {
     let mut deletes = united_deletes(updates);
     let runs = lay(updates.iter().flat_map(Update::runs).collect(), &mut deletes);
-    Update::encode(&runs, &deletes)
+    Update::encode_in(carrier, &runs, &deletes)
 }
 
 /// What `update` holds beyond a state vector, and all of its deletes, of which a state vector says nothing.
