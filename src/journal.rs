@@ -166,42 +166,38 @@ impl Journal {
     /// What someone with this state vector lacks. Walks all of the log: an answer that many ask for is worth
     /// keeping, as a room does.
     pub fn diff(&self, known: &StateVector) -> Diff {
-        match self.whole(known) {
-            Some(main) => Diff { main: main.clone(), conflicting: Vec::new() },
-            None => {
-                let (main, conflicting) = self.beyond(known);
-                Diff { main: Update::encode(&main, &self.deleted), conflicting }
-            }
-        }
+        let (main, conflicting) = self.diff_by(known, Update::clone, Update::encode);
+        Diff { main, conflicting }
     }
 
     /// As [`diff`](Self::diff), the main part as a frame.
     pub(crate) fn diff_in(&self, carrier: Carrier, known: &StateVector) -> (Bytes, Vec<Update>) {
-        match self.whole(known) {
-            Some(main) => (carrier.frame(main.bytes()), Vec::new()),
-            None => {
-                let (main, conflicting) = self.beyond(known);
-                (Update::encode_in(carrier, &main, &self.deleted).0, conflicting)
-            }
-        }
+        let part = |runs: &[Run<'_>], deletes: &IdSet| Update::encode_in(carrier, runs, deletes).0;
+        self.diff_by(known, |all| carrier.frame(all.bytes()), part)
     }
 
-    /// The whole log, where it is one update and all of it is lacking: it says itself what is deleted.
-    fn whole(&self, known: &StateVector) -> Option<&Update> {
+    fn diff_by<T>(
+        &self,
+        known: &StateVector,
+        all: impl FnOnce(&Update) -> T,
+        part: impl FnOnce(&[Run<'_>], &IdSet) -> T,
+    ) -> (T, Vec<Update>) {
+        // Whoever has nothing lacks the whole log, which says itself what is deleted.
         let mut log = self.log();
-        let first = log.next()?;
-        (known.is_empty() && self.parked.structs.is_empty() && log.next().is_none()).then_some(first)
-    }
-
-    /// The structs that are lacking, and updates of those that conflict with others.
-    fn beyond(&self, known: &StateVector) -> (Vec<Run<'_>>, Vec<Update>) {
+        if known.is_empty()
+            && self.parked.structs.is_empty()
+            && let (Some(update), None) = (log.next(), log.next())
+        {
+            return (all(update), Vec::new());
+        }
         let mut main =
             self.log().flat_map(Update::runs).filter_map(|run| run.beyond(known)).collect::<Vec<_>>();
         let (first, others) = self.parked.runs();
         main.extend(first.into_iter().filter(|run| run.is_beyond(known)));
         main.sort_by_key(Run::place);
         let conflicting = others.into_iter().filter(|run| run.is_beyond(known));
-        (main, conflicting.map(|run| Update::encode(&[run], &IdSet::default())).collect())
+        let conflicting = conflicting.map(|run| Update::encode(&[run], &IdSet::default())).collect();
+        (part(&main, &self.deleted), conflicting)
     }
 
     /// Whether all of an update is integrated, and all that it deletes known to be deleted.

@@ -1457,8 +1457,7 @@ impl Record {
             records.into_iter().flat_map(|record| record.authors).collect();
         authors.sort_unstable();
         authors.dedup();
-        let update = update::join(&updates);
-        let frame = Carrier::Update.frame(update.bytes());
+        let (frame, update) = update::join_in(Carrier::Update, &updates);
         Self { last_change, update, frame, authors, stands_alone: false }
     }
 }

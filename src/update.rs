@@ -360,13 +360,13 @@ pub fn join(updates: &[Update]) -> Update {
     if let [update] = updates {
         return update.clone();
     }
-    join_in(Carrier::Update, updates).1
+    let (runs, deletes) = unite(updates);
+    Update::encode(&runs, &deletes)
 }
 
 /// [Joins](join) updates in a message; first its frame.
 pub(crate) fn join_in(carrier: Carrier, updates: &[Update]) -> (Bytes, Update) {
-    let mut deletes = united_deletes(updates);
-    let runs = lay(updates.iter().flat_map(Update::runs).collect(), &mut deletes);
+    let (runs, deletes) = unite(updates);
     Update::encode_in(carrier, &runs, &deletes)
 }
 
@@ -404,8 +404,7 @@ impl Default for SquashOptions {
 /// [Joins](join) updates and makes the result small: neighbours that Yjs itself would merge become one
 /// struct, and content that is deleted goes, if the options say so.
 pub fn squash(updates: &[Update], options: SquashOptions) -> Update {
-    let mut deletes = united_deletes(updates);
-    let runs = lay(updates.iter().flat_map(Update::runs).collect(), &mut deletes);
+    let (runs, deletes) = unite(updates);
     let mut squasher = Squasher::default();
     let section = |runs: &[Run<'_>], body: &mut Vec<u8>| {
         let deleted = deletes.0.get(&runs[0].client).filter(|_| options.collect);
@@ -751,12 +750,14 @@ fn lay<'a>(mut runs: Vec<Run<'a>>, deletes: &mut IdSet) -> Vec<Run<'a>> {
     laid
 }
 
-fn united_deletes(updates: &[Update]) -> IdSet {
+/// What updates insert, [laid out](lay), and what they delete.
+fn unite(updates: &[Update]) -> (Vec<Run<'_>>, IdSet) {
     let mut deletes = IdSet::default();
     for (client, clocks) in updates.iter().flat_map(Update::deletes) {
         deletes.insert(client, clocks);
     }
-    deletes
+    let runs = lay(updates.iter().flat_map(Update::runs).collect(), &mut deletes);
+    (runs, deletes)
 }
 
 /// Writes the structs of one client, with a Skip for every hole, and says how many.
