@@ -11,7 +11,7 @@ use bytes::Bytes;
 use rusqlite::params;
 use yrs::{GetString, ReadTxn, Text, WriteTxn};
 use yrs_websocket::{
-    Access, CloseReason, Config, ConnectionId, Echo, Event, Input, Join, RoomName,
+    Access, CloseReason, Config, ConnectionId, Echo, Event, Input, Join, Room, RoomName,
     journal::{Journal, JournalLimits, Received, Squashed},
     message::Message,
     update::{ScanRules, StateVector, Update},
@@ -275,8 +275,10 @@ impl Stored {
             1 if !self.is_loading(&room) => self.input(Input::LoadFailed { room }),
             2 => self.input(Input::Stored { room, seq: seq + 1000 }),
             _ if !is_pending => {
-                // It has lost what it said it had.
-                self.disk.lose(&room, seq);
+                // It has lost what it said it had. Of a room that is closed nobody could write it again.
+                if self.world.server.room(&room).is_some_and(Room::is_live) {
+                    self.disk.lose(&room, seq);
+                }
                 self.input(Input::StoreFailed { room, seq });
             }
             _ => {}
