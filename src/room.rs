@@ -1058,11 +1058,11 @@ impl Room {
         let diff = self.journal.diff(&StateVector::default());
         let (last_change, stands_alone) = (self.changes, self.journal.parked_bytes() > 0);
         let updates = [diff.main].into_iter().chain(diff.conflicting);
-        for update in updates.filter(|update| !update.is_empty()) {
+        let records = updates.filter(|update| !update.is_empty()).map(|update| {
             let frame = Carrier::Update.frame(update.bytes());
-            let authors = SmallVec::new();
-            self.storage.push(Record { last_change, update, frame, authors, stands_alone });
-        }
+            Record { last_change, update, frame, authors: SmallVec::new(), stands_alone }
+        });
+        self.storage.push_first(records.collect());
         self.storage.write(&self.name, out);
         let state_vector = self.journal.state_vector().encode();
         self.broadcast(now, Due::SyncStep1, &Message::SyncStep1(state_vector), out);
@@ -1353,6 +1353,12 @@ impl Storage {
         self.waiting.push(record);
     }
 
+    /// Where what waits forges structs that are in these, they must not come behind it.
+    fn push_first(&mut self, records: Vec<Record>) {
+        self.bytes += records.iter().map(|record| record.update.bytes().len()).sum::<usize>();
+        self.waiting.splice(0..0, records);
+    }
+
     /// Appends what waits, unless a write is outstanding or failed a moment ago.
     fn write(&mut self, room: &RoomName, out: &mut Outputs) {
         if self.outstanding.is_some() || self.retry_at.is_some() || self.waiting.is_empty() {
@@ -1380,7 +1386,7 @@ impl Storage {
         }
         let Some(Outstanding::Append(record)) = self.outstanding.take() else { return None };
         self.durable = seq;
-        self.durable_change = record.last_change;
+        self.durable_change = self.durable_change.max(record.last_change);
         self.retry_delay = None;
         self.bytes -= record.update.bytes().len();
         Some(record)

@@ -890,6 +890,22 @@ mod healing {
     }
 
     #[test]
+    fn what_is_written_again_comes_before_what_waits_and_forges_a_part_of_it() {
+        let mut w = World::open(Config::default(), [1]);
+        // It waits for the clock before, and is forged by who brings that.
+        let genuine = structs(&[(1, 1, &[first("b")])], &[]);
+        let forged = structs(&[(1, 0, &[first("a"), after(9, 9, "x")])], &[]);
+        w.frame(1, update(&genuine));
+        w.stored(1);
+        w.pass(10);
+        assert_eq!(w.frame(1, update(&forged)), [append(2, &forged[..])]);
+        w.store_failed(2);
+        w.store_failed(1);
+        let both = structs(&[(1, 0, &[first("a"), first("b")])], &[]);
+        assert_eq!(w.pass(2000), [append(2, both)]);
+    }
+
+    #[test]
     fn a_loss_reported_while_a_compaction_runs_counts() {
         let mut w = World::open(config(|config| config.squash_count = 2), [1]);
         let (a, b) = (text_insert(1, 0, "a"), text_insert(1, 1, "b"));
