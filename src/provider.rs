@@ -33,6 +33,9 @@
 //! document does that itself; one of yrs 0.28 shows what lies beyond a gap, and from then on says the wrong
 //! clocks of it.
 //!
+//! Where anybody may write, set `skip_gc` in the options of the document: an update that is crafted for it makes
+//! the garbage collection of yrs 0.28 free structs that others still point at.
+//!
 //! # What is acknowledged
 //!
 //! A change counts as acknowledged when the server has shown that it has it. That is so once it came
