@@ -563,9 +563,10 @@ impl Provider {
     }
 
     /// Whether there are changes that the server has not acknowledged, of those that were
-    /// [taken](Self::edits_taken). See the [module](self).
+    /// [taken](Self::edits_taken), or there may be some: nobody knows as long as the document could not be
+    /// observed, because a transaction of the application is open. See the [module](self).
     pub fn has_unacknowledged(&self) -> bool {
-        !self.unacknowledged.is_empty()
+        !self.document.is_observed() || !self.unacknowledged.is_empty()
     }
 
     /// Counts changes as they are made, for who asks without the provider at hand.
@@ -1085,8 +1086,7 @@ impl Provider {
     fn leave_when_done(&mut self, now: Instant, out: &mut Outputs<Output>) {
         let Some(deadline) = self.leave_by else { return };
         let is_denied = matches!(&self.phase, Phase::Connected(connection) if connection.is_denied);
-        let is_known = self.document.is_observed();
-        let is_done = is_known && (self.unacknowledged.is_empty() || is_denied);
+        let is_done = !self.has_unacknowledged() || is_denied && self.document.is_observed();
         if !is_done && now < deadline {
             return;
         }
@@ -1096,7 +1096,7 @@ impl Provider {
         }
         self.forget_connection(now, out);
         self.phase = Phase::Stopped;
-        out.event(Event::Stopped { unacknowledged: !self.unacknowledged.is_empty() || !is_known });
+        out.event(Event::Stopped { unacknowledged: self.has_unacknowledged() });
     }
 }
 
@@ -1177,6 +1177,12 @@ impl EditCounter {
     /// wait for one that never comes.
     pub fn made(&self) -> u64 {
         self.0.lock().made
+    }
+
+    /// Whether changes are counted: not before the document is observed, nor once an observer has panicked,
+    /// for yrs then drops all of them.
+    pub fn is_counting(&self) -> bool {
+        Arc::weak_count(&self.0) > 0
     }
 }
 

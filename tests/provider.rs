@@ -385,6 +385,7 @@ mod editing {
         let mut c = Client::synced();
         c.doc.observe_update_v1("broken", |_, _| panic!("on purpose")).unwrap();
         assert!(catch_unwind(AssertUnwindSafe(|| c.edit("a"))).is_err());
+        assert!(c.provider.has_unacknowledged() && !c.provider.edit_counter().is_counting());
         c.edit("b");
         // At the next occasion, here because nothing was heard, it is noticed.
         let out = c.pass(30_000);
@@ -496,6 +497,24 @@ mod acknowledging {
         assert_eq!((c.provider.edit_counter().made(), c.provider.edits_taken()), (1, 0));
         assert_eq!(c.frame(update(&a)), [send(update(&a)), event(Event::Acknowledged)]);
         assert_eq!(c.edited(), []);
+    }
+
+    #[test]
+    fn nothing_is_as_long_as_an_open_transaction_keeps_the_document_from_being_observed() {
+        let mut c = Client::new();
+        let (doc, counter) = (c.doc.clone(), c.provider.edit_counter());
+        let text = doc.get_or_insert_text("t");
+        let mut transaction = doc.transact_mut();
+        assert_eq!(c.handle(Input::Start), [Out::Connect, event(Event::Unacknowledged)]);
+        text.insert(&mut transaction, 0, "a");
+        drop(transaction);
+        assert!(c.provider.has_unacknowledged() && !counter.is_counting());
+        assert_eq!(c.edited(), []);
+        assert!(c.provider.has_unacknowledged() && counter.is_counting());
+        c.handle(Input::Connected);
+        c.frame(step1(&[]));
+        let out = c.frame(step2(NOTHING));
+        assert!(c.provider.has_unacknowledged() && !out.contains(&event(Event::Acknowledged)), "{out:?}");
     }
 
     #[test]
@@ -938,7 +957,13 @@ impl World {
 
     fn run(&mut self, steps: &[Step]) {
         for index in 0..self.clients.len() {
-            self.tell(index, Input::Start);
+            // Some applications write while their provider starts.
+            if self.seed >> index & 1 == 1 {
+                self.start_occupied(index);
+            } else {
+                self.tell(index, Input::Start);
+            }
+            self.check();
             self.tell(index, Input::SetPresence(Some(PresenceState::new("{}").unwrap())));
         }
         for &(what, who) in steps {
@@ -1002,6 +1027,14 @@ impl World {
                 assert!(is_theirs || journal.knows(&update), "acknowledged, and not stored");
             }
         }
+    }
+
+    fn start_occupied(&mut self, who: usize) {
+        let doc = self.clients[who].doc.clone();
+        let text = doc.get_or_insert_text("t");
+        let mut transaction = doc.transact_mut();
+        self.tell(who, Input::Start);
+        text.insert(&mut transaction, 0, "o");
     }
 
     fn edit(&mut self, who: usize, deletes: bool) {

@@ -235,4 +235,7 @@ BUGS = [
     ('an application that connects sends only what it writes from then on', PROVIDER,
      'Ok(known) => {\n                    let answered = match &mut connection.congestion {',
      'Ok(_) => {\n                    let known = self.document.state_vector().unwrap_or_default();\n                    let answered = match &mut connection.congestion {'),
+    ('a document that is not observed yet counts as acknowledged', PROVIDER,
+     '!self.document.is_observed() || !self.unacknowledged.is_empty()',
+     '!self.unacknowledged.is_empty()'),
 ]

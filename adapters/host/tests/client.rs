@@ -268,7 +268,8 @@ impl Peer {
         }));
         change(&mut options);
         let mut client = Client::new(doc.clone(), options, id);
-        assert_eq!(client.next(), STOPPED);
+        // Nobody has looked at the document yet.
+        assert_eq!(client.next(), ClientNext::Stopped { unacknowledged: true });
         client.start();
         client.wake(now);
         assert_eq!(client.next(), ClientNext::Dial);
