@@ -6,7 +6,7 @@ use bytes::Bytes;
 use yrs::{ReadTxn, Transact, updates::decoder::Decode, updates::encoder::Encode};
 use yrs_websocket::{
     Config, ConnectionId, Input, Server,
-    journal::{Journal, JournalLimits},
+    journal::{Journal, JournalLimits, Mark},
     message::Message,
     update::{ClientId, IdSet},
 };
@@ -46,10 +46,11 @@ struct Session {
 struct Tab {
     doc: yrs::Doc,
     client: ClientId,
-    /// What the document was given, and what waits for what it hangs on: yrs 0.28 shows what lies beyond a gap, and
-    /// from then on says the wrong clocks of it.
+    /// What the document has, and what waits for what it hangs on: yrs 0.28 shows what lies beyond a gap, from then on
+    /// says the wrong clocks of it, and panics where what fills the gap overlaps it.
     journal: Journal,
-    waiting: Vec<Bytes>,
+    /// The end of what of its log is in the document.
+    applied: Mark,
     connection: Option<u64>,
     to_server: VecDeque<Bytes>,
     to_client: VecDeque<Bytes>,
@@ -61,7 +62,7 @@ impl Session {
             doc: histories::document(client, index == 2),
             client: ClientId::new(client).expect("below 2^53"),
             journal: Journal::new(JournalLimits::default()),
-            waiting: Vec::new(),
+            applied: Mark::default(),
             connection: None,
             to_server: VecDeque::new(),
             to_client: VecDeque::new(),
@@ -236,11 +237,11 @@ impl Tab {
                 self.to_server.push_back(Message::SyncStep2(update.into()).encode());
             }
             Some(Ok(Message::SyncStep2(update) | Message::Update(update))) => {
-                let _ = self.journal.receive(&scan(update.clone()).expect("what is sent was scanned"));
-                self.waiting.push(update);
-                if self.journal.parked_bytes() == 0 {
-                    self.waiting.drain(..).for_each(|update| histories::apply(&self.doc, &update));
-                }
+                let _ = self.journal.receive(&scan(update).expect("what is sent was scanned"));
+                // Not squashed, so it is all there.
+                let integrated = self.journal.updates_since(self.applied).into_iter().flatten();
+                integrated.for_each(|update| histories::apply(&self.doc, update));
+                self.applied = self.journal.mark();
             }
             Some(Ok(Message::Awareness(_))) => {}
             other => panic!("no client expects {other:?}"),
