@@ -46,8 +46,7 @@ struct Session {
 struct Tab {
     doc: yrs::Doc,
     client: ClientId,
-    /// What the document has, and what waits for what it hangs on: yrs 0.28 shows what lies beyond a gap, from then on
-    /// says the wrong clocks of it, and panics where what fills the gap overlaps it.
+    /// What the document has, and what waits for what it hangs on.
     journal: Journal,
     /// The end of what of its log is in the document.
     applied: Mark,
@@ -184,9 +183,11 @@ impl Session {
         self.come_back();
         let shown: Vec<_> = self.tabs.iter().map(|tab| histories::content(&tab.doc)).collect();
         let on_disk = histories::document(2, false);
+        let mut journal = Journal::new(JournalLimits::default());
         for update in self.server.disk.load(&support::room()) {
-            histories::apply(&on_disk, &update);
+            journal.restore(&scan(update).expect("what is stored was scanned"));
         }
+        integrate(&on_disk, &journal, Mark::default());
         assert_eq!(histories::content(&on_disk), shown[0]);
         assert!(shown.iter().all(|other| *other == shown[0]), "{shown:?}");
         self.server.heal();
@@ -238,9 +239,7 @@ impl Tab {
             }
             Some(Ok(Message::SyncStep2(update) | Message::Update(update))) => {
                 let _ = self.journal.receive(&scan(update).expect("what is sent was scanned"));
-                // Not squashed, so it is all there.
-                let integrated = self.journal.updates_since(self.applied).into_iter().flatten();
-                integrated.for_each(|update| histories::apply(&self.doc, update));
+                integrate(&self.doc, &self.journal, self.applied);
                 self.applied = self.journal.mark();
             }
             Some(Ok(Message::Awareness(_))) => {}
@@ -254,6 +253,13 @@ impl Tab {
         self.to_server.clear();
         self.to_client.clear();
     }
+}
+
+/// Applies what the journal has integrated since then. Of what it has not, yrs 0.28 shows what lies beyond a gap, from
+/// then on says the wrong clocks of it, and panics where what fills the gap overlaps it.
+fn integrate(doc: &yrs::Doc, journal: &Journal, since: Mark) {
+    let updates = journal.updates_since(since).expect("nothing was squashed");
+    updates.for_each(|update| histories::apply(doc, update));
 }
 
 /// The clocks that are on the disk.
