@@ -200,6 +200,9 @@ impl<S: Socket + Send + 'static> Shards<S> {
     /// another, by the deadline.
     pub fn drain(&self, deadline: Instant) {
         self.stop_accepting();
+        if let Some(store) = &self.store {
+            store.hurry();
+        }
         for shard in 0..self.len() {
             self.with(shard, |host, now| host.drain(now, deadline));
         }

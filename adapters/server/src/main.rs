@@ -168,6 +168,9 @@ fn main() -> ExitCode {
     let misplaced = match (arguments.fsync, arguments.upkeep.first()) {
         (Some(_), _) if !is_folder => Some("--fsync is for --store file:FOLDER and temp".to_owned()),
         (_, Some(option)) if !is_database => Some(format!("{option} is for --store sqlite:PATH")),
+        _ if arguments.commit_interval > 0 && matches!(arguments.store, StoreUrl::Memory) => {
+            Some("--commit-interval is for a store on a disk".to_owned())
+        }
         _ => None,
     };
     if let Some(message) = misplaced {

@@ -13,7 +13,7 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use yrs_websocket::{RoomName, update::SquashOptions};
 use yrs_websocket_store::{
-    Entry, FileStore, History, HistoryError, MemoryStore, Moment, Record, RoomSummary, SqliteStore,
+    Damage, Entry, FileStore, History, HistoryError, MemoryStore, Moment, Record, RoomSummary, SqliteStore,
     StoreError, backup,
 };
 
@@ -248,36 +248,51 @@ fn export(
     }
     let store = if moment.is_some() { &mut then } else { store };
     if file == Path::new("-") {
-        store.export(room, &mut io::stdout().lock()).map_err(Failure::output)?;
+        let mut outcome = Outcome::Done;
+        let written = store.export(room, &mut io::stdout().lock(), &mut left_out(room, &mut outcome));
+        written.map_err(Failure::output)?;
+        Ok(outcome)
     } else {
-        export_to(store, room, file)?;
+        export_to(store, room, file)
     }
-    Ok(Outcome::Done)
 }
 
 fn export_all(store: &mut Opened, folder: &Path) -> Result<Outcome, Failure> {
     fs::create_dir_all(folder).map_err(|error| at(folder, error))?;
     let rooms = store.history().rooms()?;
     let progress = progress(rooms.len());
+    let mut outcome = Outcome::Done;
     for summary in rooms {
         let file = folder.join(FileStore::default_path(&summary.room));
         let inside = file.parent().unwrap_or(folder);
         fs::create_dir_all(inside).map_err(|error| at(inside, error))?;
-        export_to(store.history(), &summary.room, &file)?;
+        if export_to(store.history(), &summary.room, &file)? == Outcome::Damaged {
+            outcome = Outcome::Damaged;
+        }
         progress.inc(1);
     }
     progress.finish_and_clear();
     store.name_unnamed()?;
-    Ok(Outcome::Done)
+    Ok(outcome)
 }
 
-fn export_to(store: &mut dyn History, room: &RoomName, path: &Path) -> Result<(), Failure> {
+fn export_to(store: &mut dyn History, room: &RoomName, path: &Path) -> Result<Outcome, Failure> {
     let mut file = File::create_new(path).map_err(|error| at(path, error))?;
-    let written = store.export(room, &mut file).map_err(Failure::from);
+    let mut outcome = Outcome::Done;
+    let written = store.export(room, &mut file, &mut left_out(room, &mut outcome)).map_err(Failure::from);
     written.and_then(|_| file.sync_all().map_err(|error| at(path, error))).inspect_err(|_| {
         // Half an export is none.
         let _ = fs::remove_file(path);
-    })
+    })?;
+    Ok(outcome)
+}
+
+/// Says which records of a room are not exported.
+fn left_out(room: &RoomName, outcome: &mut Outcome) -> impl FnMut(u64, Damage) {
+    move |record, damage| {
+        *outcome = Outcome::Damaged;
+        eprintln!("{room}: record {record} was left out: {damage}");
+    }
 }
 
 fn import(store: &mut Opened, path: &Path, room: Option<RoomName>) -> Result<Outcome, Failure> {

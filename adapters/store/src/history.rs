@@ -73,21 +73,24 @@ pub trait History: Store {
 
     /// Writes all records of a room to `to`, and says how many they were. Checkpoints are records there.
     ///
-    /// Ends at the first record that cannot be read, with what is before it written.
-    fn export(&mut self, room: &RoomName, to: &mut dyn io::Write) -> Result<u64, HistoryError> {
+    /// `damaged` hears of those that are left out because they cannot be read. What can is written as it is.
+    fn export(
+        &mut self,
+        room: &RoomName,
+        to: &mut dyn io::Write,
+        damaged: &mut dyn FnMut(u64, Damage),
+    ) -> Result<u64, HistoryError> {
         let mut to = io::BufWriter::new(to);
         let mut done = to.write_all(format::HEADER).map(|()| 0).map_err(HistoryError::io);
         self.records(room, &mut |record| {
             let Ok(count) = done else { return ControlFlow::Break(()) };
-            done = match record.update {
-                Ok(update) => Entry { update, metadata: record.metadata, timestamp: record.timestamp }
-                    .write(&mut to)
-                    .map(|()| count + 1)
-                    .map_err(HistoryError::io),
-                Err(damage) => {
-                    Err(HistoryError::Damaged { room: room.clone(), record: record.number, damage })
+            match record.update {
+                Ok(update) => {
+                    let entry = Entry { update, metadata: record.metadata, timestamp: record.timestamp };
+                    done = entry.write(&mut to).map(|()| count + 1).map_err(HistoryError::io);
                 }
-            };
+                Err(damage) => damaged(record.number, damage),
+            }
             ControlFlow::Continue(())
         })?;
         to.flush().map_err(HistoryError::io)?;

@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use rusqlite::{
-    Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior, config::DbConfig, params,
+    Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior, config::DbConfig, ffi, params,
     types::ValueRef,
 };
 use yrs_websocket::RoomName;
@@ -78,11 +78,27 @@ impl SqliteStore {
     }
 
     /// Opens the database in a file to look into it. Nothing in the file changes, whoever wrote it: neither
-    /// tables nor version nor journal. Every write is [`StoreError::ReadOnly`].
+    /// tables nor version nor journal mode. Only what a crash left half written is rolled back, as by anybody who
+    /// opens it next, and beside one in WAL mode there are its `-wal` and `-shm` meanwhile. Every write is
+    /// [`StoreError::ReadOnly`].
     pub fn open_read_only(path: impl AsRef<Path>) -> Result<Self, OpenError> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let mut connection = Connection::open_with_flags(path, flags).map_err(open_error)?;
-        connection.busy_timeout(BUSY_TIMEOUT).map_err(open_error)?;
+        let open = |access| {
+            let connection = Connection::open_with_flags(&path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+            configure(&connection)?;
+            connection.query_row("PRAGMA schema_version", [], |_| Ok(()))?;
+            Ok(connection)
+        };
+        let mut connection = open(OpenFlags::SQLITE_OPEN_READ_ONLY)
+            .or_else(|error| match &error {
+                rusqlite::Error::SqliteFailure(code, _)
+                    if code.extended_code == ffi::SQLITE_READONLY_ROLLBACK =>
+                {
+                    open(OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+                    open(OpenFlags::SQLITE_OPEN_READ_ONLY)
+                }
+                _ => Err(error),
+            })
+            .map_err(open_error)?;
         let found = inspect(&connection.transaction().map_err(open_error)?)?;
         match found {
             Found::Nothing => return Err(OpenError::Foreign),
@@ -177,9 +193,7 @@ impl SqliteStore {
     }
 
     fn new(mut connection: Connection) -> Result<Self, OpenError> {
-        connection.busy_timeout(BUSY_TIMEOUT).map_err(open_error)?;
-        // Or each search is prepared anew for each room that is looked for.
-        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map_err(open_error)?;
+        configure(&connection).map_err(open_error)?;
         // Looked at before anything is changed: a journal mode is a change, too. In one transaction, as another
         // process may be making the tables.
         let found = inspect(&connection.transaction().map_err(open_error)?)?;
@@ -414,6 +428,13 @@ impl Drop for WriteTransaction<'_> {
             let _ = self.execute_batch("ROLLBACK");
         }
     }
+}
+
+fn configure(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    // Or each search is prepared anew for each room that is looked for.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    Ok(())
 }
 
 /// Turns the write-ahead log on, which stays on in the file.

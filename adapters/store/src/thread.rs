@@ -34,8 +34,8 @@ use crate::{Store, StoreError, Write};
 ///   durable the next ones gather. Should it fail, the writes of each room are tried alone, so that a write
 ///   that cannot be stored fails its own room only. ([`StoreError::Busy`] concerns all of them and has
 ///   cost a timeout already: it is the answer to all.)
-/// * **A pause**, if there is to be one, lies between transactions: what is appended meanwhile gathers. A load,
-///   a compaction or the end cuts it short, and what comes after it is written at once.
+/// * **A pause**, if there is to be one, lies between transactions: what is appended meanwhile gathers. A load or
+///   a compaction cuts it short, and whoever is about to end [hurries](Self::hurry).
 /// * **First in, first out per room**: a load sees what was appended before it, and an append after a
 ///   compaction is stored after it.
 /// * **Loads do not wait for the disk to be written**: they are answered before the round's transaction, save
@@ -77,6 +77,11 @@ impl<T: Copy + Send + 'static, D: Send + 'static> StoreThread<T, D> {
     pub fn submit(&self, tag: T, request: Request<D>) {
         // The thread is gone only after a shutdown, or a panic of `on_done`, which nobody could be told of.
         let _ = self.queue.send(Message::Request(tag, request));
+    }
+
+    /// Pauses no more, from now on: for who waits until everything is durable.
+    pub fn hurry(&self) {
+        let _ = self.queue.send(Message::Hurry);
     }
 
     /// Finishes everything that was submitted, closes the store by dropping it, and waits for both.
@@ -194,6 +199,7 @@ pub enum Completion<D = ()> {
 /// Is what travels to the thread.
 enum Message<T, D> {
     Request(T, Request<D>),
+    Hurry,
     Shutdown,
 }
 
@@ -224,7 +230,7 @@ struct Worker<S, F, T, D> {
     interval: Duration,
     /// Before that no transaction begins, unless it is urgent.
     pause_end: Option<Instant>,
-    /// Whether something waits that is no append.
+    /// Whether something waits that somebody waits for.
     is_urgent: bool,
 }
 
@@ -259,8 +265,12 @@ impl<S: Store, F: FnMut(Vec<(T, Completion<D>)>), T: Copy, D> Worker<S, F, T, D>
             };
             match message {
                 Ok(Message::Request(tag, request)) => {
-                    self.is_urgent |= !matches!(request, Request::Append { .. });
+                    self.is_urgent |= matches!(request, Request::Load(_) | Request::Compact { .. });
                     self.work.submit(tag, request);
+                }
+                Ok(Message::Hurry) => {
+                    self.interval = Duration::ZERO;
+                    self.pause_end = None;
                 }
                 Err(TryRecvError::Empty) => return,
                 Ok(Message::Shutdown) | Err(TryRecvError::Disconnected) => {

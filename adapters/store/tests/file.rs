@@ -592,11 +592,11 @@ fn what_is_committed_survives_the_kill_of_its_process() {
     let mut writer = child("write_files_until_killed", folder.path());
     let mut acknowledged = 0;
     while acknowledged < 50 {
-        acknowledged = writer.line().parse().unwrap();
+        acknowledged = writer.line().expect("it writes until it is killed").parse().unwrap();
     }
     writer.kill();
     // What it said before it died counts, too.
-    while let Ok(seq) = writer.line().parse() {
+    while let Some(Ok(seq)) = writer.line().map(|line| line.parse()) {
         acknowledged = seq;
     }
     let updates = FileStore::open(folder.path()).unwrap().load(&name("doc")).unwrap();

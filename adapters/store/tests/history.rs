@@ -92,7 +92,7 @@ fn what_is_exported_imports_to_the_same_records(mut store: impl History, mut oth
         .collect();
     store.restore(&room, &entries).unwrap();
     let mut file = Vec::new();
-    assert_eq!(store.export(&room, &mut file), Ok(4));
+    assert_eq!(store.export(&room, &mut file, &mut |_, _| unreachable!()), Ok(4));
     assert_eq!(file[..11], *b"VERSION:2\n\x12");
     assert_eq!(other.import(&room, &mut &file[..], &mut |_, _| unreachable!()), Ok(4));
     assert_eq!(records(&mut store, "room"), records(&mut other, "room"));
@@ -107,7 +107,7 @@ fn a_truncated_export_gives_all_that_is_whole(mut store: impl History, mut other
     let updates = typed(&["Hello", "World"]);
     store.commit(&[append("room", 1, updates[0].clone()), append("room", 2, updates[1].clone())]).unwrap();
     let mut file = Vec::new();
-    store.export(&name("room"), &mut file).unwrap();
+    store.export(&name("room"), &mut file, &mut |_, _| unreachable!()).unwrap();
     let first = 10 + 1 + updates[0].len() + 1 + 9;
     for len in 0..file.len() {
         let room = name(&format!("cut at {len}"));

@@ -445,16 +445,33 @@ fn a_transaction_that_sqlite_rolled_back_does_not_block_the_next() {
 }
 
 #[test]
+fn what_a_crash_of_python_left_half_written_is_rolled_back_by_who_looks() {
+    let (folder, path) = fixture("pycrdt-store-0.1.5");
+    let python = Connection::open(&path).unwrap();
+    assert_eq!(python.query_row("PRAGMA journal_mode", [], |row| row.get(0)), Ok("delete".to_owned()));
+    python
+        .execute_batch("PRAGMA cache_size = 1; BEGIN; UPDATE yupdates SET yupdate = zeroblob(100000)")
+        .unwrap();
+    let crashed = folder.path().join("crashed.db");
+    for suffix in ["", "-journal"] {
+        let [from, to] = [&path, &crashed].map(|path| format!("{}{suffix}", path.display()));
+        fs::copy(from, to).unwrap();
+    }
+    let mut store = SqliteStore::open_read_only(&crashed).unwrap();
+    assert_eq!(text(&store.load(&name("room-1")).unwrap()), "Hello, World!");
+}
+
+#[test]
 fn what_is_committed_survives_the_kill_of_its_process() {
     let (_folder, path) = empty();
     let mut writer = child("write_until_killed", &path);
     let mut acknowledged = 0;
     while acknowledged < 50 {
-        acknowledged = writer.line().parse().unwrap();
+        acknowledged = writer.line().expect("it writes until it is killed").parse().unwrap();
     }
     writer.kill();
     // What it said before it died counts, too.
-    while let Ok(seq) = writer.line().parse() {
+    while let Some(Ok(seq)) = writer.line().map(|line| line.parse()) {
         acknowledged = seq;
     }
     let mut store = SqliteStore::open(&path).unwrap();

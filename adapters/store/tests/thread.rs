@@ -28,8 +28,8 @@ fn all_that_waits_is_one_transaction() {
 }
 
 #[test]
-fn between_two_transactions_appends_gather_until_a_load_or_the_end() {
-    let (thread, faults, done) = spawn_with_interval(MemoryStore::new(), Duration::from_secs(3600));
+fn between_two_transactions_appends_gather_until_a_load_or_somebody_hurries() {
+    let (thread, faults, done) = spawn_with_interval(MemoryStore::new(), LONG);
     let [a, b, c] = ["a", "b", "c"].map(name);
     thread.submit(0, append(&a, 1, "one"));
     assert_eq!(take(&done, 1), [(0, stored(&a, 1))]);
@@ -38,9 +38,31 @@ fn between_two_transactions_appends_gather_until_a_load_or_the_end() {
     thread.submit(3, Request::Load(c.clone()));
     assert_eq!(take(&done, 3), [(3, loaded(&c, &[])), (1, stored(&a, 2)), (2, stored(&b, 1))]);
     assert_eq!(faults.commits(), 2);
+    // Nobody waits for that.
+    thread.submit(0, Request::Unload(c));
     thread.submit(4, append(&a, 3, "four"));
+    thread.submit(5, append(&b, 2, "five"));
+    thread.hurry();
+    assert_eq!(take(&done, 2), [(4, stored(&a, 3)), (5, stored(&b, 2))]);
+    assert_eq!(faults.commits(), 3);
+    thread.submit(6, append(&a, 4, "six"));
+    assert_eq!(take(&done, 1), [(6, stored(&a, 4))]);
+}
+
+#[test]
+fn what_gathers_is_written_after_the_interval_and_at_the_end() {
+    let (thread, _, done) = spawn_with_interval(MemoryStore::new(), Duration::from_millis(1));
+    let a = name("a");
+    for seq in 1..=3 {
+        thread.submit(0, append(&a, seq, "update"));
+        assert_eq!(take(&done, 1), [(0, stored(&a, seq))]);
+    }
+    let (thread, _, done) = spawn_with_interval(MemoryStore::new(), LONG);
+    for seq in 1..=2 {
+        thread.submit(0, append(&a, seq, "update"));
+    }
     thread.shutdown();
-    assert_eq!(take(&done, 1), [(4, stored(&a, 3))]);
+    assert_eq!(take(&done, 2), [(0, stored(&a, 1)), (0, stored(&a, 2))]);
 }
 
 #[test]
@@ -315,6 +337,9 @@ fn a_write_says_whose_it_is() {
 }
 
 const BLOCKER: usize = usize::MAX;
+
+/// Longer than anybody waits for a test.
+const LONG: Duration = Duration::from_secs(3600);
 
 type Done = Receiver<(usize, Completion<usize>)>;
 

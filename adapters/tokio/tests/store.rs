@@ -66,6 +66,32 @@ fn an_edit_during_a_write_is_stored_by_the_next_one() {
 }
 
 #[test]
+fn a_drain_waits_for_no_pause_between_two_transactions() {
+    on_both_runtimes(|| async {
+        let disk = Disk::default();
+        let (mut options, _) = options();
+        options.limits.commit_interval = LONG;
+        let service = Service::with_store(options, 1, FlakyStore::new(disk.clone()).0).unwrap();
+        let (address, _) = serve(&service).await;
+        let mut alice = Client::connect(address, "notes", 1).await;
+        let mut bob = Client::connect(address, "notes", 2).await;
+        alice.sync().await;
+        bob.sync().await;
+        alice.edit("x").await;
+        alice.until_echo().await;
+        alice.edit("y").await;
+        bob.until_text("xy").await;
+        drop(bob);
+        let draining = tokio::spawn(async move { service.drain(deadline(LONG)).await });
+        alice.until_echo().await;
+        alice.until_heard(|heard| *heard == Heard::Closed(1012)).await;
+        drop(alice);
+        assert!(draining.await.unwrap().durable);
+        assert_eq!(disk.text("notes"), "xy");
+    });
+}
+
+#[test]
 fn a_write_that_fails_is_tried_again_until_it_works_and_acknowledged_then() {
     on_both_runtimes(|| async {
         let disk = Disk::default();

@@ -23,6 +23,8 @@ pub(crate) enum Server {
     Ours,
     /// `yrs-websocket-server --store sqlite:...`: acknowledges what is on the disk.
     OursSqlite,
+    /// The same with `--commit-interval 100`, which matters only where writes are paced.
+    OursSqliteGathered,
     /// Broadcasts frames and knows nothing of documents.
     Ceiling,
     /// `@y/websocket-server`, on Node.
@@ -52,7 +54,7 @@ impl Server {
         let port = address.port().to_string();
         let mut command;
         match self {
-            Self::Ours | Self::OursSqlite => {
+            Self::Ours | Self::OursSqlite | Self::OursSqliteGathered => {
                 let database = scratch.join("load.sqlite3");
                 for suffix in ["", "-wal", "-shm"] {
                     let _ = fs::remove_file(format!("{}{suffix}", database.display()));
@@ -63,6 +65,9 @@ impl Server {
                 };
                 command = Command::new(built.join("yrs-websocket-server"));
                 command.args(["--listen", &address.to_string(), "--store", &store, "--log", "warn"]);
+                if self == Self::OursSqliteGathered {
+                    command.args(["--commit-interval", "100"]);
+                }
             }
             Self::Ceiling => {
                 command = Command::new(built.join("yrs-websocket-ceiling"));
@@ -149,13 +154,16 @@ impl Drop for Running {
 }
 
 /// Not one of the ports that the kernel gives to those who connect: until the server listens, a
-/// connection to it could come from there and meet itself. Not the last one either, which the kernel still
-/// keeps for those who were cut off.
+/// connection to it could come from there and meet itself. Not one that was chosen before either, which the kernel
+/// still keeps for those who were cut off.
 fn free_address() -> io::Result<SocketAddr> {
-    static STARTED: AtomicU16 = AtomicU16::new(0);
-    let first = 20_000 + std::process::id() as u16 % 5_000 + STARTED.fetch_add(1, Ordering::Relaxed) % 2_000;
-    let mut ports = (first..first + 5_000).filter_map(|port| TcpListener::bind(("127.0.0.1", port)).ok());
-    ports.next().ok_or(io::ErrorKind::AddrInUse)?.local_addr()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 20_000 + (std::process::id() % 2_000) as u16;
+    let next = first.max(NEXT.load(Ordering::Relaxed));
+    let mut ports = (next..32_000).filter_map(|port| TcpListener::bind(("127.0.0.1", port)).ok());
+    let address = ports.next().ok_or(io::ErrorKind::AddrInUse)?.local_addr()?;
+    NEXT.store(address.port() + 1, Ordering::Relaxed);
+    Ok(address)
 }
 
 /// Where databases and logs of a run go.

@@ -9,6 +9,7 @@
 
 use std::{
     env,
+    io::ErrorKind,
     rc::Rc,
     sync::{
         Arc, Mutex, OnceLock,
@@ -111,17 +112,22 @@ on_every_pair! {
 /// Lets a body happen in some worlds of the simulator, each twice: it is the same again. `SIM_SEEDS` says how
 /// many; `SIM_SEED` says which one alone, and lets it write a log.
 fn in_simulated_worlds(body: fn(Pair)) {
-    let number = |name| env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let number = |name| {
+        let text = env::var(name).ok()?;
+        Some(text.parse::<u64>().unwrap_or_else(|_| panic!("{name}={text} is no number")))
+    };
     let run = |seed, is_logged| {
         let world = Simulated::new(seed, is_logged);
         body(Pair(Rc::new(world.clone())));
         world.trace_hash()
     };
     if let Some(seed) = number("SIM_SEED") {
-        run(seed, true);
+        assert_eq!(run(seed, true), run(seed, false), "seed {seed}: another run");
         return;
     }
-    for seed in 0..number("SIM_SEEDS").unwrap_or(SEEDS) {
+    let seeds = number("SIM_SEEDS").unwrap_or(SEEDS);
+    assert!(seeds > 0, "no seed shows nothing");
+    for seed in 0..seeds {
         let trace_hash = run(seed, false);
         println!("seed {seed}: trace {trace_hash:016x}");
         assert_eq!(trace_hash, run(seed, false), "seed {seed}: another run");
@@ -833,18 +839,19 @@ fn observers_and_hooks_may_use_the_handle_and_the_document(pair: Pair) {
 }
 
 fn what_is_no_upgrade_is_answered_and_half_a_request_dropped(pair: Pair) {
-    let bench = pair.start_with(|options| options.limits.handshake_timeout = Duration::from_millis(50));
-    let answer_to = |request: &[u8]| {
+    let answer_to = |bench: &Bench, request: &[u8]| {
         let mut stream = bench.connect();
         stream.write_all(request).unwrap();
-        let mut answer = String::new();
-        // Who is given up may be so by a reset.
-        let _ = stream.read_to_string(&mut answer);
-        answer
+        let mut answer = Vec::new();
+        if let Err(error) = stream.read_to_end(&mut answer) {
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "it does not end");
+        }
+        String::from_utf8(answer).unwrap()
     };
-    let answer = answer_to(b"GET /notes HTTP/1.1\r\nHost: example\r\n\r\n");
+    let answer = answer_to(&pair.start(), b"GET /notes HTTP/1.1\r\nHost: example\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.1 426 Upgrade Required\r\n"), "{answer}");
-    assert_eq!(answer_to(b"GET /notes HT"), "");
+    let impatient = pair.start_with(|options| options.limits.handshake_timeout = Duration::from_millis(50));
+    assert_eq!(answer_to(&impatient, b"GET /notes HT"), "");
 }
 
 fn json(text: &str) -> Any {

@@ -22,15 +22,16 @@ pub(crate) fn child(function: &str, path: impl AsRef<OsStr>) -> Child {
         .unwrap();
     let output = BufReader::new(process.stdout.take().unwrap());
     let mut child = Child { process, output };
-    while child.line() != "ready" {}
+    while child.line().expect("it ends before it is ready") != "ready" {}
     child
 }
 
 impl Child {
-    pub(crate) fn line(&mut self) -> String {
+    /// None once it has ended.
+    pub(crate) fn line(&mut self) -> Option<String> {
         let mut line = String::new();
-        assert!(self.output.read_line(&mut line).unwrap() > 0 || self.process.try_wait().unwrap().is_some());
-        line.trim_end().to_owned()
+        let len = self.output.read_line(&mut line).unwrap();
+        (len > 0).then(|| line.trim_end().to_owned())
     }
 
     pub(crate) fn kill(&mut self) {
