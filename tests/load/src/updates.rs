@@ -93,10 +93,14 @@ pub(crate) fn content(updates: impl IntoIterator<Item = Bytes>) -> Result<(Strin
 }
 
 fn apply(doc: &Doc, updates: impl IntoIterator<Item = Bytes>) {
-    let mut transaction = doc.transact_mut();
-    for update in updates {
-        let update = Update::decode_v1(&update).expect("what was scanned decodes");
-        transaction.apply_update(update).expect("what was scanned applies");
+    let mut updates = updates.into_iter().peekable();
+    while updates.peek().is_some() {
+        // The end of a transaction joins what it has brought, and costs something itself.
+        let mut transaction = doc.transact_mut();
+        for update in updates.by_ref().take(TRANSACTION_UPDATES) {
+            let update = Update::decode_v1(&update).expect("what was scanned decodes");
+            transaction.apply_update(update).expect("what was scanned applies");
+        }
     }
 }
 
@@ -107,3 +111,5 @@ fn document(client: u64) -> Doc {
 }
 
 const TEXT: &str = "text";
+
+const TRANSACTION_UPDATES: usize = 256;
