@@ -231,7 +231,8 @@ pub enum Event {
     /// There are changes that the server has not acknowledged. See the [module](self).
     Unacknowledged,
     /// The server has acknowledged every change that was [taken](Provider::edits_taken). Follows each time
-    /// that [`Provider::has_unacknowledged`] turns false, or might have been seen to.
+    /// that [`Provider::has_unacknowledged`] turns false, or might have been seen to, save when an empty document
+    /// is looked at for the first time: before that nobody knows.
     Acknowledged,
     /// Somebody else's presence has changed.
     Presence {
@@ -1140,6 +1141,11 @@ struct Queue {
     made: u64,
     /// What the provider has done in its transaction that is about to end: no change of the application.
     applied: Option<Vec<u8>>,
+    /// A transaction is about to end. It stays so where an observer of a type panics in it: yrs then tells nobody
+    /// what has changed.
+    is_ending: bool,
+    /// Another one has ended since.
+    has_missed: bool,
 }
 
 /// Why something was not done to the document.
@@ -1150,10 +1156,17 @@ enum Failure {
 }
 
 impl Edits {
-    fn push(&self, update: &[u8]) {
+    /// A transaction has changed something. Says whether that is for the provider to take.
+    fn changed(&self, update: &[u8], is_own: bool) -> bool {
         let mut queue = self.lock();
+        queue.is_ending = false;
+        // Observers of the application may have made changes of their own in it.
+        if is_own && queue.applied.take().is_some_and(|applied| is_part_of(update, &applied)) {
+            return false;
+        }
         queue.waiting.push(Bytes::copy_from_slice(update));
         queue.made += 1;
+        true
     }
 
     fn take(&self) -> Vec<Bytes> {
@@ -1178,12 +1191,6 @@ impl EditCounter {
     pub fn made(&self) -> u64 {
         self.0.lock().made
     }
-
-    /// Whether changes are counted: not before the document is observed, nor once an observer has panicked,
-    /// for yrs then drops all of them.
-    pub fn is_counting(&self) -> bool {
-        Arc::weak_count(&self.0) > 0
-    }
 }
 
 impl Document {
@@ -1204,26 +1211,49 @@ impl Document {
         }
     }
 
-    /// Whether the observer is there: yrs drops all of them when one panics.
+    /// Whether the observers are there, and have missed nothing: yrs drops those of a document when one of them
+    /// panics, and calls none of them after one of a type has.
     fn is_observed(&self) -> bool {
-        Arc::weak_count(&self.edits) > 0
+        let is_ending = || self.edits.lock().is_ending;
+        // While there is a transaction to read in, none is about to end.
+        let has_missed =
+            self.edits.lock().has_missed || is_ending() && self.doc.try_transact().is_ok_and(|_| is_ending());
+        Arc::weak_count(&self.edits) > 0 && !has_missed
     }
 
-    /// Puts the observer in place; says what the document has at that very moment.
+    /// Puts the observers in place; says what the document has at that very moment.
     fn observe(&mut self) -> Option<Changes> {
         let mut transaction = self.doc.try_transact_mut_with(self.origin.clone()).ok()?;
+        {
+            let mut queue = self.edits.lock();
+            (queue.is_ending, queue.has_missed) = (false, false);
+        }
+        let edits: Weak<Edits> = Arc::downgrade(&self.edits);
+        let origin = self.origin.clone();
+        transaction.observe_before_observer_calls(self.origin.clone(), move |transaction| {
+            if let Some(edits) = edits.upgrade()
+                && transaction.origin() != Some(&origin)
+            {
+                let mut queue = edits.lock();
+                queue.has_missed |= mem::replace(&mut queue.is_ending, true);
+            }
+        });
+        let edits: Weak<Edits> = Arc::downgrade(&self.edits);
+        transaction.observe_transaction_cleanup(self.origin.clone(), move |transaction, _| {
+            if let Some(edits) = edits.upgrade()
+                && transaction.delete_set().is_empty()
+                && transaction.before_state() == transaction.after_state()
+            {
+                // Nothing has changed: there is no update.
+                edits.lock().is_ending = false;
+            }
+        });
         let edits: Weak<Edits> = Arc::downgrade(&self.edits);
         let (origin, waker) = (self.origin.clone(), self.waker.clone());
         transaction.observe_update_v1(self.origin.clone(), move |transaction, event| {
             let Some(edits) = edits.upgrade() else { return };
-            if transaction.origin() == Some(&origin) {
-                // Observers of the application may have made changes of their own in it.
-                let applied = edits.lock().applied.take();
-                if applied.is_none_or(|applied| !is_part_of(&event.update, &applied)) {
-                    edits.push(&event.update);
-                }
-            } else {
-                edits.push(&event.update);
+            let is_own = transaction.origin() == Some(&origin);
+            if edits.changed(&event.update, is_own) && !is_own {
                 waker.wake_by_ref();
             }
         });
@@ -1311,8 +1341,12 @@ impl Document {
             drop(transaction);
             Some(())
         }));
-        // Where nothing was changed, nothing was observed.
-        self.edits.lock().applied = None;
+        {
+            let mut queue = self.edits.lock();
+            // Where nothing was changed, nothing was observed.
+            queue.applied = None;
+            queue.has_missed |= applied.is_err();
+        }
         match applied {
             Ok(Some(())) => {
                 self.applied = journal.mark();
@@ -1329,7 +1363,11 @@ impl Document {
 impl Drop for Document {
     fn drop(&mut self) {
         // If that is not possible now, what stays behind does nothing.
-        let _ = catch_unwind(AssertUnwindSafe(|| self.doc.unobserve_update_v1(self.origin.clone())));
+        let _ = catch_unwind(AssertUnwindSafe(|| {
+            let _ = self.doc.unobserve_update_v1(self.origin.clone());
+            let _ = self.doc.unobserve_transaction_cleanup(self.origin.clone());
+            self.doc.unobserve_before_observer_calls(self.origin.clone())
+        }));
     }
 }
 

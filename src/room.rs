@@ -876,7 +876,7 @@ impl Room {
         if self.config.echo != Echo::Durable {
             authors.clear();
         }
-        self.storage.push(Record { last_change, update, frame, authors, stands_alone });
+        self.storage.push(Record { last_change, update, frame, authors, stands_alone, is_rewrite: false });
         self.storage.write(&self.name, out);
     }
 
@@ -1060,7 +1060,7 @@ impl Room {
         let updates = [diff.main].into_iter().chain(diff.conflicting);
         let records = updates.filter(|update| !update.is_empty()).map(|update| {
             let frame = Carrier::Update.frame(update.bytes());
-            Record { last_change, update, frame, authors: SmallVec::new(), stands_alone }
+            Record { last_change, update, frame, authors: SmallVec::new(), stands_alone, is_rewrite: true }
         });
         self.storage.push_first(records.collect());
         self.storage.write(&self.name, out);
@@ -1345,6 +1345,8 @@ struct Record {
     authors: SmallVec<[ConnectionId; 2]>,
     /// See [`Change::stands_alone`].
     stands_alone: bool,
+    /// Whether it holds what the room had when the store had lost something.
+    is_rewrite: bool,
 }
 
 impl Storage {
@@ -1353,7 +1355,8 @@ impl Storage {
         self.waiting.push(record);
     }
 
-    /// Where what waits forges structs that are in these, they must not come behind it.
+    /// Where what waits forges structs that are in these, they must not come behind it; nor behind what is
+    /// outstanding, should that fail.
     fn push_first(&mut self, records: Vec<Record>) {
         self.bytes += records.iter().map(|record| record.update.bytes().len()).sum::<usize>();
         self.waiting.splice(0..0, records);
@@ -1417,7 +1420,9 @@ impl Storage {
         let delay = delay.mul_f64(1.0 + random.fraction() / 4.0).min(config.retry_delay_max);
         match self.outstanding.take() {
             Some(Outstanding::Append(record)) => {
-                self.waiting.insert(0, record);
+                let rewrites = self.waiting.iter().take_while(|waiting| waiting.is_rewrite).count();
+                let at = if record.is_rewrite { 0 } else { rewrites };
+                self.waiting.insert(at, record);
                 self.retry_at = Some(after(now, delay));
             }
             Some(Outstanding::Compact) => self.compact_after = Some(after(now, delay)),
@@ -1458,13 +1463,14 @@ impl Record {
             return records.pop().expect("it has one");
         }
         let last_change = records.iter().map(|record| record.last_change).max().unwrap_or(0);
+        let is_rewrite = records.iter().any(|record| record.is_rewrite);
         let updates: Vec<_> = records.iter().map(|record| record.update.clone()).collect();
         let mut authors: SmallVec<[ConnectionId; 2]> =
             records.into_iter().flat_map(|record| record.authors).collect();
         authors.sort_unstable();
         authors.dedup();
         let (frame, update) = update::join_in(Carrier::Update, &updates);
-        Self { last_change, update, frame, authors, stands_alone: false }
+        Self { last_change, update, frame, authors, stands_alone: false, is_rewrite }
     }
 }
 

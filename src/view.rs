@@ -47,7 +47,8 @@ pub enum ViewError {
     #[error("yrs encoded a malformed update")]
     NotEncodable,
     /// More than [`Config::unstored_bytes_max`](crate::Config::unstored_bytes_max) would wait for the
-    /// store: the edit was not taken. Try again when the store keeps up.
+    /// store: the edit was not taken. Try again when the store keeps up, and not in a loop: the next edit
+    /// or reading builds the document anew.
     #[error("too much waits for the store; the edit was not taken")]
     StoreOverloaded,
 }
@@ -55,15 +56,18 @@ pub enum ViewError {
 impl View {
     /// Makes an empty view whose edits are those of `client_id`, which nobody may have used before.
     pub(crate) fn new(now: Instant, client_id: ClientId) -> Self {
-        Self { doc: empty_document(client_id), mark: None, used: now }
+        Self { doc: empty_document(yrs::ClientID::new(client_id.get())), mark: None, used: now }
     }
 
     /// Brings the document up to the journal. After an error the view is of no more use.
     pub(crate) fn catch_up(&mut self, now: Instant, journal: &Journal) -> Result<(), ViewError> {
         self.used = now;
         let news = self.mark.and_then(|mark| journal.updates_since(mark));
-        // What a squash has swallowed is read again as a whole: yrs takes what it lacks.
+        // What a squash has swallowed is read again as a whole, into another document: see `empty_document`.
         let all = news.is_none().then(|| journal.updates());
+        if all.is_some() && self.mark.is_some() {
+            self.doc = empty_document(self.doc.client_id());
+        }
         for update in news.into_iter().flatten().chain(all.into_iter().flatten()) {
             let doc = &self.doc;
             let applied = catch_unwind(AssertUnwindSafe(|| {
@@ -94,10 +98,10 @@ impl View {
     }
 }
 
-fn empty_document(client_id: ClientId) -> Doc {
+fn empty_document(client_id: yrs::ClientID) -> Doc {
     // With a guid of our own: the other constructor draws one, and cleans up formatting by edits that
     // nobody asked for.
-    let mut options = Options::with_guid_and_client_id("view".into(), yrs::ClientID::new(client_id.get()));
+    let mut options = Options::with_guid_and_client_id("view".into(), client_id);
     // Indices as Yjs counts them.
     options.offset_kind = OffsetKind::Utf16;
     // A crafted update makes the collection of yrs 0.28 free structs that others still point at. What is

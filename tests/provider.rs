@@ -385,7 +385,7 @@ mod editing {
         let mut c = Client::synced();
         c.doc.observe_update_v1("broken", |_, _| panic!("on purpose")).unwrap();
         assert!(catch_unwind(AssertUnwindSafe(|| c.edit("a"))).is_err());
-        assert!(c.provider.has_unacknowledged() && !c.provider.edit_counter().is_counting());
+        assert!(c.provider.has_unacknowledged());
         c.edit("b");
         // At the next occasion, here because nothing was heard, it is noticed.
         let out = c.pass(30_000);
@@ -395,6 +395,34 @@ mod editing {
         c.handle(Input::Connected);
         let out = c.frame(step1(&[]));
         assert!(matches!(&out[..], [Out::Send(frame)] if inserts(frame) == [(1, 0..2)]), "{out:?}");
+    }
+
+    #[test]
+    fn what_an_observer_of_a_type_keeps_from_being_told_is_sent_all_the_same() {
+        use yrs::Observable as _;
+
+        let mut c = Client::synced();
+        let text = c.doc.get_or_insert_text("t");
+        text.observe("broken", |_, _| panic!("on purpose"));
+        assert!(catch_unwind(AssertUnwindSafe(|| c.edit("a"))).is_err());
+        assert!(c.provider.has_unacknowledged());
+        text.unobserve("broken");
+        c.edit("b");
+        assert!(c.provider.has_unacknowledged());
+        let end = End::ByUs(CloseReason::Unobserved);
+        assert_eq!(c.edited(), [Out::Close(1001), Out::Retry(end, 174), event(Event::Unacknowledged)]);
+        assert_eq!(c.pass(200), [Out::Connect]);
+        c.handle(Input::Connected);
+        let out = c.frame(step1(&[]));
+        assert!(matches!(&out[..], [Out::Send(frame)] if inserts(frame) == [(1, 0..2)]), "{out:?}");
+    }
+
+    #[test]
+    fn a_transaction_that_changes_nothing_is_no_change() {
+        let mut c = Client::synced();
+        drop(c.doc.transact_mut());
+        assert!(!c.provider.has_unacknowledged());
+        assert_eq!(c.edited(), []);
     }
 
     #[test]
@@ -502,15 +530,15 @@ mod acknowledging {
     #[test]
     fn nothing_is_as_long_as_an_open_transaction_keeps_the_document_from_being_observed() {
         let mut c = Client::new();
-        let (doc, counter) = (c.doc.clone(), c.provider.edit_counter());
+        let doc = c.doc.clone();
         let text = doc.get_or_insert_text("t");
         let mut transaction = doc.transact_mut();
         assert_eq!(c.handle(Input::Start), [Out::Connect, event(Event::Unacknowledged)]);
         text.insert(&mut transaction, 0, "a");
         drop(transaction);
-        assert!(c.provider.has_unacknowledged() && !counter.is_counting());
+        assert!(c.provider.has_unacknowledged());
         assert_eq!(c.edited(), []);
-        assert!(c.provider.has_unacknowledged() && counter.is_counting());
+        assert!(c.provider.has_unacknowledged());
         c.handle(Input::Connected);
         c.frame(step1(&[]));
         let out = c.frame(step2(NOTHING));

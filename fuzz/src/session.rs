@@ -18,7 +18,7 @@ use crate::{
     support::{self, World},
 };
 
-/// Documents of yrs that speak as stock clients do, a server, and a store that may fail: the bytes decide
+/// Documents of yrs that sync as those of stock clients do, a server, and a store that may fail: the bytes decide
 /// who does what when. Whatever happens on the way, once all are back they show the same, which is what is
 /// stored; and nobody gets back what it wrote before that is stored.
 ///
@@ -170,8 +170,8 @@ impl Session {
 
     /// Everything works again and everybody comes back: all must agree.
     ///
-    /// They come back twice: yrs does not tell what it has beyond a gap to who asks from the gap on, and
-    /// after a crash of the server a tab may be the only one that has that.
+    /// They come back twice: a tab does not say what waits in it, and after a crash of the server it may be the only
+    /// one that has that.
     fn heal(&mut self) {
         self.come_back();
         for tab in &mut self.tabs {

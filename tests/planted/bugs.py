@@ -47,8 +47,8 @@ BUGS = [
 
     # ---- storing
     ('a retry skips the record that failed', ROOM,
-     'self.waiting.insert(0, record);',
-     'drop(record);'),
+     'self.waiting.insert(at, record);',
+     'let _ = (at, record);'),
     ('a write that failed is not tried again by itself', ROOM,
      'self.retry_at = Some(after(now, delay));',
      'self.retry_at = Some(after(now, std::time::Duration::MAX));'),
@@ -157,8 +157,8 @@ BUGS = [
 
     # ---- rooms
     ('connections are put into the wrong room', SERVER,
-     'self.connections.insert(connection, name.clone());',
-     'self.connections.insert(connection, self.rooms.keys().next().unwrap_or(&name).clone());'),
+     'self.connections.insert(connection, number);',
+     'self.connections.insert(connection, self.rooms.numbers.values().next().copied().unwrap_or(number));'),
     ('answers are shared by all who ask at the same version', ROOM,
      '                && answer.known == question.known\n',
      ''),

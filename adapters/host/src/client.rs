@@ -577,8 +577,8 @@ impl ClientHandle {
     /// Whether there are changes that the server has not acknowledged: see [`provider`]. It is so from the
     /// end of the transaction on that makes one.
     pub fn has_unacknowledged(&self) -> bool {
-        let (status, edits) = (lock(&self.shared.status), &self.shared.edits);
-        status.has_unacknowledged || !edits.is_counting() || status.edits_taken != edits.made()
+        let status = lock(&self.shared.status);
+        status.has_unacknowledged || status.edits_taken != self.shared.edits.made()
     }
 
     /// Others who are present, and their states as JSON text.

@@ -79,26 +79,10 @@ impl SqliteStore {
 
     /// Opens the database in a file to look into it. Nothing in the file changes, whoever wrote it: neither
     /// tables nor version nor journal mode. Only what a crash left half written is rolled back, as by anybody who
-    /// opens it next, and beside one in WAL mode there are its `-wal` and `-shm` meanwhile. Every write is
-    /// [`StoreError::ReadOnly`].
+    /// opens it next, and beside one in WAL mode there are its `-wal` and `-shm` until somebody who writes closes it.
+    /// Every write is [`StoreError::ReadOnly`].
     pub fn open_read_only(path: impl AsRef<Path>) -> Result<Self, OpenError> {
-        let open = |access| {
-            let connection = Connection::open_with_flags(&path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-            configure(&connection)?;
-            connection.query_row("PRAGMA schema_version", [], |_| Ok(()))?;
-            Ok(connection)
-        };
-        let mut connection = open(OpenFlags::SQLITE_OPEN_READ_ONLY)
-            .or_else(|error| match &error {
-                rusqlite::Error::SqliteFailure(code, _)
-                    if code.extended_code == ffi::SQLITE_READONLY_ROLLBACK =>
-                {
-                    open(OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-                    open(OpenFlags::SQLITE_OPEN_READ_ONLY)
-                }
-                _ => Err(error),
-            })
-            .map_err(open_error)?;
+        let mut connection = open_to_read(path.as_ref()).map_err(open_error)?;
         let found = inspect(&connection.transaction().map_err(open_error)?)?;
         match found {
             Found::Nothing => return Err(OpenError::Foreign),
@@ -428,6 +412,24 @@ impl Drop for WriteTransaction<'_> {
             let _ = self.execute_batch("ROLLBACK");
         }
     }
+}
+
+/// Opens a database to read it. What a crash left half written, only who may write can roll back.
+fn open_to_read(path: &Path) -> rusqlite::Result<Connection> {
+    let open = |access| {
+        let connection = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        configure(&connection)?;
+        // SQLite reads the file only now.
+        connection.query_row("PRAGMA schema_version", [], |_| Ok(()))?;
+        Ok(connection)
+    };
+    open(OpenFlags::SQLITE_OPEN_READ_ONLY).or_else(|error| match &error {
+        rusqlite::Error::SqliteFailure(code, _) if code.extended_code == ffi::SQLITE_READONLY_ROLLBACK => {
+            open(OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+            open(OpenFlags::SQLITE_OPEN_READ_ONLY)
+        }
+        _ => Err(error),
+    })
 }
 
 fn configure(connection: &Connection) -> rusqlite::Result<()> {

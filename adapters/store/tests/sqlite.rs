@@ -10,7 +10,7 @@ use child::child;
 use common::*;
 use rusqlite::{Connection, params};
 use yrs::{ReadTxn as _, StateVector, Text as _, Transact as _, merge_updates_v1};
-use yrs_websocket_store::{History as _, OpenError, SqliteStore, Store, StoreError};
+use yrs_websocket_store::{History as _, OpenError, SqliteStore, Store, StoreError, backup};
 
 const CREATE_UPDATES: &str =
     "CREATE TABLE yupdates (path TEXT NOT NULL, yupdate BLOB, metadata BLOB, timestamp REAL NOT NULL)";
@@ -457,8 +457,14 @@ fn what_a_crash_of_python_left_half_written_is_rolled_back_by_who_looks() {
         let [from, to] = [&path, &crashed].map(|path| format!("{}{suffix}", path.display()));
         fs::copy(from, to).unwrap();
     }
+    let again = folder.path().join("again.db");
+    for suffix in ["", "-journal"] {
+        fs::copy(format!("{}{suffix}", crashed.display()), format!("{}{suffix}", again.display())).unwrap();
+    }
     let mut store = SqliteStore::open_read_only(&crashed).unwrap();
     assert_eq!(text(&store.load(&name("room-1")).unwrap()), "Hello, World!");
+    let mut copy = SqliteStore::open(backup(&again).unwrap()).unwrap();
+    assert_eq!(text(&copy.load(&name("room-1")).unwrap()), "Hello, World!");
 }
 
 #[test]

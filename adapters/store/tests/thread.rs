@@ -341,6 +341,9 @@ const BLOCKER: usize = usize::MAX;
 /// Longer than anybody waits for a test.
 const LONG: Duration = Duration::from_secs(3600);
 
+/// What takes longer never comes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 type Done = Receiver<(usize, Completion<usize>)>;
 
 fn spawn(store: impl Store) -> (StoreThread<usize, usize>, Faults, Done) {
@@ -367,7 +370,7 @@ fn block_with_a_commit(thread: &StoreThread<usize, usize>, faults: &Faults) {
 }
 
 fn take(done: &Done, count: usize) -> Vec<(usize, Completion<usize>)> {
-    (0..count).map(|_| done.recv().expect("the thread ended early")).collect()
+    (0..count).map(|_| done.recv_timeout(PATIENCE).expect("nothing comes")).collect()
 }
 
 fn name(name: &str) -> RoomName {

@@ -6,11 +6,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use rusqlite::{Connection, OpenFlags, types::ValueRef};
+use rusqlite::{Connection, types::ValueRef};
 
 use super::{
     CHECKPOINTS_COLUMNS, NOTHING, OpenError, SqliteStore, UPDATES_COLUMNS, VERSION, WriteTransaction, bytes,
-    columns, insert, newest, open_error, store_error,
+    columns, insert, newest, open_error, open_to_read, store_error,
 };
 use crate::{
     Damage, StoreError,
@@ -40,7 +40,7 @@ impl SqliteStore {
         path: impl AsRef<Path>,
         on_row: &mut dyn FnMut(Result<(), OldRecord>),
     ) -> Result<u64, OpenError> {
-        let old = open_old(path.as_ref())?;
+        let old = open_to_read(path.as_ref()).map_err(open_error)?;
         let layout = Layout::of(&old)?;
         let mut select = old.prepare(layout.select).map_err(open_error)?;
         let mut rows = select.query([]).map_err(open_error)?;
@@ -111,7 +111,7 @@ pub struct OldRecord {
 /// For before a migration: it works on databases of newer versions, too, which cannot be opened.
 pub fn backup(path: impl AsRef<Path>) -> Result<PathBuf, OpenError> {
     let path = path.as_ref();
-    let database = open_old(path)?;
+    let database = open_to_read(path).map_err(open_error)?;
     let copy = free_name(path).map_err(io_error)?;
     let text = copy.to_str().ok_or_else(|| io_error("the path is not UTF-8"))?;
     let copied = database.execute("VACUUM INTO ?1", [text]).map_err(open_error);
@@ -138,14 +138,6 @@ fn free_name(path: &Path) -> io::Result<PathBuf> {
         }
     }
     Err(io::ErrorKind::AlreadyExists.into())
-}
-
-fn open_old(path: &Path) -> Result<Connection, OpenError> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags).map_err(open_error)?;
-    // SQLite reads the file only now.
-    connection.query_row("SELECT count(*) FROM sqlite_master", [], |_| Ok(())).map_err(open_error)?;
-    Ok(connection)
 }
 
 fn io_error(error: impl ToString) -> OpenError {

@@ -181,7 +181,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     /// Hears the next message, and does what a provider does with it.
     pub(crate) async fn hear(&mut self) -> Heard {
         loop {
-            let frame = match self.socket.next().await {
+            // What takes longer never comes.
+            let next = tokio::time::timeout(Duration::from_secs(60), self.socket.next());
+            let frame = match next.await.expect("nothing comes") {
                 Some(Ok(tungstenite::Message::Binary(frame))) => frame,
                 Some(Ok(tungstenite::Message::Close(Some(frame)))) => {
                     return Heard::Closed(frame.code.into());
