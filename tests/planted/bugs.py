@@ -157,8 +157,8 @@ BUGS = [
 
     # ---- rooms
     ('connections are put into the wrong room', SERVER,
-     'self.connections.insert(connection, number);',
-     'self.connections.insert(connection, self.rooms.numbers.values().next().copied().unwrap_or(number));'),
+     'self.connections.insert(connection, name.clone());',
+     'self.connections.insert(connection, self.rooms.keys().next().unwrap_or(&name).clone());'),
     ('answers are shared by all who ask at the same version', ROOM,
      '                && answer.known == question.known\n',
      ''),
