@@ -303,8 +303,8 @@ pub enum CloseReason {
     /// 1001: nothing came for [`Config::silence_timeout`].
     #[error("nothing was heard for too long")]
     Silent,
-    /// 1001: what observes the document was dropped, by a panic in an observer of the application or by
-    /// destroying the document. Changes may have been missed; to connect anew brings them.
+    /// 1001: what observes the document was dropped, or not called, by a panic in an observer of the application or
+    /// by destroying the document. Changes may have been missed; to connect anew brings them.
     #[error("changes of the document may have been missed")]
     Unobserved,
     /// 1001: more than [`Config::inbox_bytes_max`] waits for the document.
@@ -1159,7 +1159,6 @@ impl Edits {
     /// A transaction has changed something. Says whether that is for the provider to take.
     fn changed(&self, update: &[u8], is_own: bool) -> bool {
         let mut queue = self.lock();
-        queue.is_ending = false;
         // Observers of the application may have made changes of their own in it.
         if is_own && queue.applied.take().is_some_and(|applied| is_part_of(update, &applied)) {
             return false;
@@ -1214,11 +1213,12 @@ impl Document {
     /// Whether the observers are there, and have missed nothing: yrs drops those of a document when one of them
     /// panics, and calls none of them after one of a type has.
     fn is_observed(&self) -> bool {
+        if Arc::weak_count(&self.edits) == 0 || self.edits.lock().has_missed {
+            return false;
+        }
         let is_ending = || self.edits.lock().is_ending;
         // While there is a transaction to read in, none is about to end.
-        let has_missed =
-            self.edits.lock().has_missed || is_ending() && self.doc.try_transact().is_ok_and(|_| is_ending());
-        Arc::weak_count(&self.edits) > 0 && !has_missed
+        !is_ending() || self.doc.try_transact().map_or(true, |_| !is_ending())
     }
 
     /// Puts the observers in place; says what the document has at that very moment.
@@ -1239,12 +1239,9 @@ impl Document {
             }
         });
         let edits: Weak<Edits> = Arc::downgrade(&self.edits);
-        transaction.observe_transaction_cleanup(self.origin.clone(), move |transaction, _| {
-            if let Some(edits) = edits.upgrade()
-                && transaction.delete_set().is_empty()
-                && transaction.before_state() == transaction.after_state()
-            {
-                // Nothing has changed: there is no update.
+        // From here on only observers of the document are called, which are gone if one of them panics.
+        transaction.observe_transaction_cleanup(self.origin.clone(), move |_, _| {
+            if let Some(edits) = edits.upgrade() {
                 edits.lock().is_ending = false;
             }
         });

@@ -431,7 +431,11 @@ impl Room {
     /// A squash is durable: its result takes the place of what it covered.
     pub fn compacted(&mut self, now: Instant, seq: u64, squashed: Squashed, out: &mut Outputs) {
         if self.storage.compacted(seq) {
-            self.journal.squashed(&squashed);
+            if self.journal.squashed(&squashed)
+                && let Some(view) = &mut self.view
+            {
+                view.squashed();
+            }
             self.storage_advanced(now, out);
         }
     }

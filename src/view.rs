@@ -63,11 +63,7 @@ impl View {
     pub(crate) fn catch_up(&mut self, now: Instant, journal: &Journal) -> Result<(), ViewError> {
         self.used = now;
         let news = self.mark.and_then(|mark| journal.updates_since(mark));
-        // What a squash has swallowed is read again as a whole, into another document: see `empty_document`.
         let all = news.is_none().then(|| journal.updates());
-        if all.is_some() && self.mark.is_some() {
-            self.doc = empty_document(self.doc.client_id());
-        }
         for update in news.into_iter().flatten().chain(all.into_iter().flatten()) {
             let doc = &self.doc;
             let applied = catch_unwind(AssertUnwindSafe(|| {
@@ -78,6 +74,12 @@ impl View {
         }
         self.mark = Some(journal.mark());
         Ok(())
+    }
+
+    /// The journal was squashed: what it has dropped goes with the document, which is built anew when it is used.
+    pub(crate) fn squashed(&mut self) {
+        self.doc = empty_document(self.doc.client_id());
+        self.mark = None;
     }
 
     /// Lets `f` change the document; says what it changed, as an update.

@@ -1033,6 +1033,27 @@ mod views {
     }
 
     #[test]
+    fn what_a_squash_has_dropped_goes_from_the_document_too() {
+        let mut w = World::open(config(|config| config.squash_count = 2), [1]);
+        let holds_it = |w: &mut World| {
+            let all =
+                |txn: &yrs::Transaction<'_>| txn.encode_state_as_update_v1(&yrs::StateVector::default());
+            w.server.read(w.now, &room(), all).unwrap().windows(4).any(|bytes| bytes == b"long")
+        };
+        w.edit(|txn| txn.get_or_insert_text("t").insert(txn, 0, "long forgotten")).unwrap();
+        w.stored(1);
+        w.pass(10);
+        w.edit(|txn| txn.get_or_insert_text("t").remove_range(txn, 0, 14)).unwrap();
+        assert!(holds_it(&mut w));
+        assert_eq!(w.stored(2), [Out::Compact(2)]);
+        let (_, seq, squash) = w.squashes.pop().unwrap();
+        w.compacted(seq, squash.run());
+        assert!(!holds_it(&mut w));
+        w.edit(|txn| txn.get_or_insert_text("t").insert(txn, 0, "x")).unwrap();
+        assert_eq!(text(&mut w), Ok("x".into()));
+    }
+
+    #[test]
     fn an_edit_that_would_be_too_much_for_the_store_is_not_taken() {
         let a = text_insert(1, 0, "a");
         let mut w = World::open(config(|config| config.unstored_bytes_max = a.len()), [1]);

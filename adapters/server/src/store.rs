@@ -103,7 +103,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
 }
 
 /// Whether all was as it should be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Outcome {
     Done,
     Damaged,
@@ -266,9 +266,7 @@ fn export_all(store: &mut Opened, folder: &Path) -> Result<Outcome, Failure> {
         let file = folder.join(FileStore::default_path(&summary.room));
         let inside = file.parent().unwrap_or(folder);
         fs::create_dir_all(inside).map_err(|error| at(inside, error))?;
-        if export_to(store.history(), &summary.room, &file)? == Outcome::Damaged {
-            outcome = Outcome::Damaged;
-        }
+        outcome = outcome.max(export_to(store.history(), &summary.room, &file)?);
         progress.inc(1);
     }
     progress.finish_and_clear();
@@ -302,9 +300,7 @@ fn import(store: &mut Opened, path: &Path, room: Option<RoomName>) -> Result<Out
         let mut outcome = Outcome::Done;
         for file in files {
             let room = room_of_file(&file)?;
-            if import_file(store.history(), &path.join(&file), &room)? == Outcome::Damaged {
-                outcome = Outcome::Damaged;
-            }
+            outcome = outcome.max(import_file(store.history(), &path.join(&file), &room)?);
             progress.inc(1);
         }
         progress.finish_and_clear();

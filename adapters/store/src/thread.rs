@@ -230,7 +230,7 @@ struct Worker<S, F, T, D> {
     interval: Duration,
     /// Before that no transaction begins, unless it is urgent.
     pause_end: Option<Instant>,
-    /// Whether something waits that somebody waits for.
+    /// Whether a load or a compaction waits, or what the last round has left.
     is_urgent: bool,
 }
 

@@ -38,9 +38,14 @@ fn between_two_transactions_appends_gather_until_a_load_or_somebody_hurries() {
     thread.submit(3, Request::Load(c.clone()));
     assert_eq!(take(&done, 3), [(3, loaded(&c, &[])), (1, stored(&a, 2)), (2, stored(&b, 1))]);
     assert_eq!(faults.commits(), 2);
-    // Nobody waits for that.
+    // Nobody waits for an unloading: it begins no transaction.
+    faults.hold();
+    thread.submit(0, Request::Load(c.clone()));
+    faults.wait_until_held();
     thread.submit(0, Request::Unload(c));
     thread.submit(4, append(&a, 3, "four"));
+    faults.release();
+    take(&done, 1);
     thread.submit(5, append(&b, 2, "five"));
     thread.hurry();
     assert_eq!(take(&done, 2), [(4, stored(&a, 3)), (5, stored(&b, 2))]);

@@ -103,7 +103,8 @@ fn run(arguments: &Arguments) -> io::Result<bool> {
     let mut servers = arguments.servers.clone();
     if arguments.all {
         let others = <Server as clap::ValueEnum>::value_variants().iter().copied();
-        servers.extend(others.filter(|server| *server != Server::OursSqliteGathered));
+        let others = others.filter(|server| *server != Server::OursSqliteGathered);
+        servers.extend(others.filter(|server| !arguments.servers.contains(server)));
     } else if servers.is_empty() {
         servers = vec![Server::Ours, Server::Ceiling];
     }

@@ -240,7 +240,8 @@ impl Stage {
         taken
     }
 
-    /// Takes what has arrived at the near end of a connection, which may be nothing; `None` is the end.
+    /// Takes what has arrived at the near end of a connection, which may be nothing; `None` is the end, of it or
+    /// by [`Stage::end`].
     pub fn receive(&mut self, wire: Wire) -> Option<Vec<u8>> {
         let world = self.world(wire.site);
         if !world.wires.contains(&wire.link) {
