@@ -1338,12 +1338,8 @@ impl Document {
             drop(transaction);
             Some(())
         }));
-        {
-            let mut queue = self.edits.lock();
-            // Where nothing was changed, nothing was observed.
-            queue.applied = None;
-            queue.has_missed |= applied.is_err();
-        }
+        // Where nothing was changed, nothing was observed.
+        self.edits.lock().applied = None;
         match applied {
             Ok(Some(())) => {
                 self.applied = journal.mark();

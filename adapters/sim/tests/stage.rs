@@ -109,6 +109,31 @@ fn bytes_go_both_ways_and_half_a_request_is_dropped() {
 }
 
 #[test]
+fn what_has_arrived_is_not_received_after_the_end() {
+    let mut stage = Stage::new(2);
+    let site = started(&mut stage);
+    let by = stage.now() + SOON;
+    for is_ended in [false, true] {
+        let wire = stage.connect(site);
+        let mut request = &b"GET /notes HTTP/1.1\r\nHost: example\r\n\r\n"[..];
+        while !request.is_empty() {
+            request = &request[stage.write(wire, request)..];
+            stage.step(by).unwrap();
+        }
+        // A part of the answer, at least.
+        for _ in 0..10 {
+            stage.step(by).unwrap();
+        }
+        if is_ended {
+            stage.end(wire);
+            assert_eq!(stage.receive(wire), None);
+        } else {
+            assert!(stage.receive(wire).is_some_and(|bytes| !bytes.is_empty()));
+        }
+    }
+}
+
+#[test]
 fn where_no_server_runs_connections_end_and_clients_wait() {
     let mut stage = Stage::new(1);
     let site = stage.site();
