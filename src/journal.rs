@@ -303,6 +303,9 @@ impl Journal {
                     structs.find(|s| s.id.client != client)
                 }
             };
+            if blocked.is_empty() {
+                continue;
+            }
             let mut moved = client;
             loop {
                 let clock = self.state.clock(moved);

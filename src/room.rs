@@ -59,7 +59,7 @@ pub struct Room {
     /// How many changes the room has taken: the number of the last one.
     changes: u64,
     /// Changes that wait for the end of the flush interval.
-    batch: Vec<Change>,
+    batch: SmallVec<[Change; 1]>,
     batch_bytes: usize,
     flush: Pace,
     /// Who made the last change, when, and how many at that instant.
@@ -100,8 +100,8 @@ struct Peer {
     /// The number of the last change it made; 0 before the first.
     last_change: u64,
     last_sent: Instant,
-    congestion: Option<Congestion>,
-    question: Option<Question>,
+    congestion: Option<Box<Congestion>>,
+    question: Option<Box<Question>>,
     past: Past,
 }
 
@@ -228,7 +228,7 @@ impl Room {
             awareness,
             view: None,
             changes: 0,
-            batch: Vec::new(),
+            batch: SmallVec::new(),
             batch_bytes: 0,
             flush: Pace::default(),
             burst: (None, None, 0),
@@ -317,24 +317,24 @@ impl Room {
         }
         // Presence that waits for its flush counts as missed: its version is not yet handed out.
         let presence_version = if self.presence.is_empty() { presence_version } else { 0 };
-        peer.congestion = Some(Congestion {
+        peer.congestion = Some(Box::new(Congestion {
             since: now,
             handed_out,
             missed: false,
             unasked: false,
             untold: false,
             presence_version,
-        });
+        }));
         soonest(&mut self.timers.congestion, Some(after(now, self.config.congestion_timeout)));
     }
 
     /// Sends a peer whose outbox drained what it missed: one diff, and the presence that changed.
     pub fn writable(&mut self, now: Instant, connection: ConnectionId, out: &mut Outputs) {
         let Some(peer) = self.peers.get_mut(&connection) else { return };
-        let Some(congestion) = peer.congestion.take() else { return };
+        let Some(congestion) = peer.congestion.take().map(|congestion| *congestion) else { return };
         // A question that still waits is older than the congestion, or a SyncStep1 that came meanwhile,
         // which says what the peer really has: its answer carries all that was missed.
-        let question = peer.question.take().or_else(|| {
+        let question = peer.question.take().map(|question| *question).or_else(|| {
             congestion.missed.then_some(Question { known: congestion.handed_out, is_step1: false, after: 0 })
         });
         soonest(&mut self.timers.keepalive, Some(after(peer.last_sent, self.config.keepalive)));
@@ -690,7 +690,9 @@ impl Room {
         if asks_back {
             self.ask(now, connection, out);
         }
-        if let Some(update) = self.awareness.encode(&outdated) {
+        if !outdated.is_empty()
+            && let Some(update) = self.awareness.encode(&outdated)
+        {
             self.send(now, connection, Due::Presence, Message::Awareness(update).encode(), out);
         }
         self.after_change(now, out);
@@ -803,7 +805,8 @@ impl Room {
             peer.last_change = self.changes;
         }
         let state = self.journal.state_vector();
-        let stands_alone = new.inserts().any(|(client, clocks)| clocks.end > state.clock(client));
+        let stands_alone = self.journal.parked_bytes() > 0
+            && new.inserts().any(|(client, clocks)| clocks.end > state.clock(client));
         if stands_alone {
             self.flush(now, out);
         }
@@ -963,13 +966,13 @@ impl Room {
         let waits = question.after > self.storage.durable_change || self.owes_echo(connection);
         let Some(peer) = self.peers.get_mut(&connection) else { return };
         if peer.congestion.is_some() {
-            peer.question = Some(question);
+            peer.question = Some(Box::new(question));
             return;
         }
         if waits {
             let is_step1 =
                 question.is_step1 || peer.question.as_ref().is_some_and(|earlier| earlier.is_step1);
-            peer.question = Some(Question { is_step1, ..question });
+            peer.question = Some(Box::new(Question { is_step1, ..question }));
             self.askers.insert(connection);
             return;
         }
@@ -1050,7 +1053,7 @@ impl Room {
                 && peer.congestion.is_none()
                 && let Some(question) = peer.question.take()
             {
-                self.answer_or_wait(now, connection, question, out);
+                self.answer_or_wait(now, connection, *question, out);
             }
         }
         self.after_change(now, out);
@@ -1324,7 +1327,7 @@ struct Storage {
     durable_change: u64,
     outstanding: Option<Outstanding>,
     /// Flushed records for the next append.
-    waiting: Vec<Record>,
+    waiting: SmallVec<[Record; 1]>,
     /// Bytes of updates outstanding and waiting.
     bytes: usize,
     retry_at: Option<Instant>,
@@ -1363,7 +1366,7 @@ impl Storage {
     /// outstanding, should that fail.
     fn push_first(&mut self, records: Vec<Record>) {
         self.bytes += records.iter().map(|record| record.update.bytes().len()).sum::<usize>();
-        self.waiting.splice(0..0, records);
+        self.waiting.insert_many(0, records);
     }
 
     /// Appends what waits, unless a write is outstanding or failed a moment ago.
@@ -1373,9 +1376,12 @@ impl Storage {
         }
         let alone = self.waiting.iter().position(|record| record.stands_alone);
         let joined = alone.map_or(self.waiting.len(), |alone| alone.max(1));
-        let records: Vec<_> = self.waiting.drain(..joined).collect();
+        let records = &self.waiting[..joined];
         self.bytes -= records.iter().map(|record| record.update.bytes().len()).sum::<usize>();
-        let record = Record::join(records);
+        let record = match joined {
+            1 => self.waiting.remove(0),
+            _ => Record::join(self.waiting.drain(..joined).collect()),
+        };
         let update = record.update.bytes().clone();
         self.bytes += update.len();
         self.outstanding = Some(Outstanding::Append(record));
@@ -1462,10 +1468,7 @@ impl Storage {
 }
 
 impl Record {
-    fn join(mut records: Vec<Self>) -> Self {
-        if records.len() == 1 {
-            return records.pop().expect("it has one");
-        }
+    fn join(records: Vec<Self>) -> Self {
         let last_change = records.iter().map(|record| record.last_change).max().unwrap_or(0);
         let is_rewrite = records.iter().any(|record| record.is_rewrite);
         let updates: Vec<_> = records.iter().map(|record| record.update.clone()).collect();

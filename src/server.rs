@@ -128,17 +128,70 @@ pub struct Server {
     random: Random,
     /// The latest time seen: time does not go backwards here.
     now: Option<Instant>,
-    rooms: BTreeMap<RoomName, Entry>,
-    connections: BTreeMap<ConnectionId, RoomName>,
-    timeouts: BTreeSet<(Instant, RoomName)>,
+    rooms: Rooms,
+    connections: BTreeMap<ConnectionId, RoomNumber>,
+    /// Those of one instant by name.
+    timeouts: BTreeSet<(Instant, RoomName, RoomNumber)>,
     drain: Option<Drain>,
 }
+
+/// Rooms by name, and by the number that each has as long as it is there. To look for one name among thousands
+/// touches dozens of places that nobody else needs, which costs more than what a message does in its room.
+#[derive(Debug, Default)]
+struct Rooms {
+    numbers: BTreeMap<RoomName, RoomNumber>,
+    entries: Vec<Option<Entry>>,
+    free: Vec<RoomNumber>,
+    /// The room that was last used: what the store answers at once is about it.
+    latest: RoomNumber,
+}
+
+type RoomNumber = usize;
 
 #[derive(Debug)]
 struct Entry {
     room: Room,
     /// When the room is listed in `timeouts`.
     timeout: Option<Instant>,
+}
+
+impl Rooms {
+    fn number(&self, name: &RoomName) -> Option<RoomNumber> {
+        match self.entry(self.latest) {
+            Some(latest) if latest.room.name() == name => Some(self.latest),
+            _ => self.numbers.get(name).copied(),
+        }
+    }
+
+    fn entry(&self, number: RoomNumber) -> Option<&Entry> {
+        self.entries.get(number)?.as_ref()
+    }
+
+    fn entry_mut(&mut self, number: RoomNumber) -> Option<&mut Entry> {
+        self.latest = number;
+        self.entries.get_mut(number)?.as_mut()
+    }
+
+    fn by_name(&self, name: &RoomName) -> Option<&Entry> {
+        self.entry(self.number(name)?)
+    }
+
+    fn insert(&mut self, room: Room) -> RoomNumber {
+        let number = self.free.pop().unwrap_or(self.entries.len());
+        if number == self.entries.len() {
+            self.entries.push(None);
+        }
+        self.numbers.insert(room.name().clone(), number);
+        self.entries[number] = Some(Entry { room, timeout: None });
+        number
+    }
+
+    fn remove(&mut self, number: RoomNumber) {
+        if let Some(entry) = self.entries.get_mut(number).and_then(Option::take) {
+            self.numbers.remove(entry.room.name());
+            self.free.push(number);
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -155,7 +208,7 @@ impl Server {
             config: Arc::new(config),
             random: Random::new(seed),
             now: None,
-            rooms: BTreeMap::new(),
+            rooms: Rooms::default(),
             connections: BTreeMap::new(),
             timeouts: BTreeSet::new(),
             drain: None,
@@ -188,19 +241,19 @@ impl Server {
                 });
             }
             Input::Loaded { room, updates } => {
-                self.with_room(&room, &mut out, |room, out| room.loaded(now, updates, out));
+                self.with_named(&room, &mut out, |room, out| room.loaded(now, updates, out));
             }
             Input::LoadFailed { room } => {
-                self.with_room(&room, &mut out, |room, out| room.load_failed(now, out));
+                self.with_named(&room, &mut out, |room, out| room.load_failed(now, out));
             }
             Input::Stored { room, seq } => {
-                self.with_room(&room, &mut out, |room, out| room.stored(now, seq, out));
+                self.with_named(&room, &mut out, |room, out| room.stored(now, seq, out));
             }
             Input::Compacted { room, seq, squashed } => {
-                self.with_room(&room, &mut out, |room, out| room.compacted(now, seq, squashed, out));
+                self.with_named(&room, &mut out, |room, out| room.compacted(now, seq, squashed, out));
             }
             Input::StoreFailed { room, seq } => {
-                self.with_room(&room, &mut out, |room, out| room.store_failed(now, seq, out));
+                self.with_named(&room, &mut out, |room, out| room.store_failed(now, seq, out));
             }
             Input::Drain { deadline } => self.start_drain(now, deadline, &mut out),
             Input::Timeout => self.timeout(now, &mut out),
@@ -211,7 +264,7 @@ impl Server {
         }
         if let Some(drain) = &mut self.drain
             && !drain.reported
-            && (self.rooms.is_empty() || now >= drain.deadline)
+            && (self.rooms.numbers.is_empty() || now >= drain.deadline)
         {
             drain.reported = true;
             out.event(Event::Drained);
@@ -236,7 +289,7 @@ impl Server {
         let now = self.advance(now);
         let mut out = Outputs::default();
         let result = self
-            .with_room(room, &mut out, |room, out| room.edit(now, f, out))
+            .with_named(room, &mut out, |room, out| room.edit(now, f, out))
             .unwrap_or(Err(ViewError::RoomNotOpen))?;
         Ok((result, out))
     }
@@ -250,7 +303,7 @@ impl Server {
     ) -> Result<R, ViewError> {
         let now = self.advance(now);
         let mut out = Outputs::default();
-        self.with_room(room, &mut out, |room, _| room.read(now, f)).unwrap_or(Err(ViewError::RoomNotOpen))
+        self.with_named(room, &mut out, |room, _| room.read(now, f)).unwrap_or(Err(ViewError::RoomNotOpen))
     }
 
     /// Whether a connection would be let into a room now. Ask before the WebSocket upgrade: a refusal
@@ -260,11 +313,11 @@ impl Server {
         if self.drain.is_some() {
             return Err(Refusal::Draining);
         }
-        match self.rooms.get(room) {
+        match self.rooms.by_name(room) {
             Some(entry) if entry.room.connections().len() >= self.config.peers_per_room_max => {
                 Err(Refusal::RoomFull)
             }
-            None if self.rooms.len() >= self.config.rooms_max => Err(Refusal::RoomsFull),
+            None if self.rooms.numbers.len() >= self.config.rooms_max => Err(Refusal::RoomsFull),
             Some(_) | None => Ok(()),
         }
     }
@@ -272,18 +325,18 @@ impl Server {
     /// When [`Input::Timeout`] is due next. It changes with every input.
     pub fn next_timeout(&self) -> Option<Instant> {
         let drain = self.drain.filter(|drain| !drain.reported).map(|drain| drain.deadline);
-        let room = self.timeouts.first().map(|(timeout, _)| *timeout);
+        let room = self.timeouts.first().map(|(timeout, ..)| *timeout);
         room.into_iter().chain(drain).min()
     }
 
     /// A room that is open or being loaded.
     pub fn room(&self, name: &RoomName) -> Option<&Room> {
-        Some(&self.rooms.get(name)?.room)
+        Some(&self.rooms.by_name(name)?.room)
     }
 
     /// All rooms that are open or being loaded, by name.
     pub fn rooms(&self) -> impl ExactSizeIterator<Item = &Room> + '_ {
-        self.rooms.values().map(|entry| &entry.room)
+        self.rooms.numbers.values().map(|number| &self.rooms.entry(*number).expect("it is there").room)
     }
 
     /// How many connections there are.
@@ -312,13 +365,12 @@ impl Server {
                 },
             );
         }
-        if !self.rooms.contains_key(&name) {
-            let room = Room::new(Arc::clone(&self.config), name.clone(), self.random.next());
-            self.rooms.insert(name.clone(), Entry { room, timeout: None });
+        let number = self.rooms.number(&name).unwrap_or_else(|| {
             out.push(Output::Load { room: name.clone() });
-        }
-        self.connections.insert(connection, name.clone());
-        self.with_room(&name, out, |room, out| room.join(now, join, out));
+            self.rooms.insert(Room::new(Arc::clone(&self.config), name, self.random.next()))
+        });
+        self.connections.insert(connection, number);
+        self.with_room(number, out, |room, out| room.join(now, join, out));
     }
 
     fn start_drain(&mut self, now: Instant, deadline: Instant, out: &mut Outputs) {
@@ -331,21 +383,23 @@ impl Server {
         let span = (deadline.saturating_duration_since(now) / 2).min(DRAIN_STEP * connections);
         let step = span / connections;
         let mut first_close = now;
-        for name in self.rooms.keys().cloned().collect::<Vec<_>>() {
-            let peers = self.rooms[&name].room.connections().len();
-            self.with_room(&name, out, |room, out| room.drain(now, first_close, step, deadline, out));
+        for number in self.rooms.numbers.values().copied().collect::<Vec<_>>() {
+            let peers = self.rooms.entry(number).map_or(0, |entry| entry.room.connections().len());
+            self.with_room(number, out, |room, out| room.drain(now, first_close, step, deadline, out));
             first_close += step * u32::try_from(peers).unwrap_or(u32::MAX);
         }
     }
 
     fn timeout(&mut self, now: Instant, out: &mut Outputs) {
-        while let Some((timeout, name)) = self.timeouts.first().cloned()
+        while let Some(&(timeout, _, number)) = self.timeouts.first()
             && timeout <= now
         {
-            self.with_room(&name, out, |room, out| room.timeout(now, out));
+            self.with_room(number, out, |room, out| room.timeout(now, out));
             // A room that asks for a time that has passed would be asked for ever.
-            if self.rooms.get(&name).is_some_and(|entry| entry.timeout.is_some_and(|next| next <= now)) {
-                debug_assert!(false, "room {name} has not done what was due");
+            if let Some(entry) = self.rooms.entry(number)
+                && entry.timeout.is_some_and(|next| next <= now)
+            {
+                debug_assert!(false, "room {} has not done what was due", entry.room.name());
                 break;
             }
         }
@@ -357,19 +411,29 @@ impl Server {
         out: &mut Outputs,
         f: impl FnOnce(&mut Room, &mut Outputs),
     ) {
-        if let Some(name) = self.connections.get(&connection).cloned() {
-            self.with_room(&name, out, f);
+        if let Some(&number) = self.connections.get(&connection) {
+            self.with_room(number, out, f);
         }
     }
 
-    /// Lets a room do something, and keeps the books on it.
-    fn with_room<R>(
+    fn with_named<R>(
         &mut self,
         name: &RoomName,
         out: &mut Outputs,
         f: impl FnOnce(&mut Room, &mut Outputs) -> R,
     ) -> Option<R> {
-        let entry = self.rooms.get_mut(name)?;
+        let number = self.rooms.number(name)?;
+        self.with_room(number, out, f)
+    }
+
+    /// Lets a room do something, and keeps the books on it.
+    fn with_room<R>(
+        &mut self,
+        number: RoomNumber,
+        out: &mut Outputs,
+        f: impl FnOnce(&mut Room, &mut Outputs) -> R,
+    ) -> Option<R> {
+        let entry = self.rooms.entry_mut(number)?;
         let before = out.len();
         let result = f(&mut entry.room, out);
         for output in &out[before..] {
@@ -380,22 +444,20 @@ impl Server {
                 _ => {}
             }
         }
-        if entry.room.is_closed() {
-            if let Some(timeout) = entry.timeout {
-                self.timeouts.remove(&(timeout, name.clone()));
-            }
-            self.rooms.remove(name);
-            return Some(result);
-        }
-        let next = entry.room.next_timeout();
+        let is_closed = entry.room.is_closed();
+        let next = if is_closed { None } else { entry.room.next_timeout() };
         if next != entry.timeout {
+            let name = entry.room.name();
             if let Some(timeout) = entry.timeout {
-                self.timeouts.remove(&(timeout, name.clone()));
+                self.timeouts.remove(&(timeout, name.clone(), number));
             }
             if let Some(next) = next {
-                self.timeouts.insert((next, name.clone()));
+                self.timeouts.insert((next, name.clone(), number));
             }
             entry.timeout = next;
+        }
+        if is_closed {
+            self.rooms.remove(number);
         }
         Some(result)
     }

@@ -10,7 +10,8 @@ use bytes::{Buf, Bytes};
 pub(crate) struct Outbox {
     /// The first piece, mostly the only one; empty if there is none.
     first: Bytes,
-    rest: VecDeque<Bytes>,
+    #[allow(clippy::box_collection, reason = "mostly not there: what a delivery touches is kept small")]
+    rest: Option<Box<VecDeque<Bytes>>>,
     bytes: usize,
 }
 
@@ -23,7 +24,7 @@ impl Outbox {
         if self.first.is_empty() {
             self.first = piece;
         } else {
-            self.rest.push_back(piece);
+            self.rest.get_or_insert_default().push_back(piece);
         }
     }
 
@@ -33,14 +34,15 @@ impl Outbox {
         mut write: impl FnMut(&[IoSlice<'_>]) -> io::Result<usize>,
     ) -> io::Result<()> {
         while !self.is_empty() {
-            let written = if self.rest.is_empty() {
-                write(&[IoSlice::new(&self.first)])
-            } else {
-                let mut slices = [IoSlice::new(&self.first); GATHER_MAX];
-                for (slice, piece) in slices[1..].iter_mut().zip(&self.rest) {
-                    *slice = IoSlice::new(piece);
+            let written = match &self.rest {
+                None => write(&[IoSlice::new(&self.first)]),
+                Some(rest) => {
+                    let mut slices = [IoSlice::new(&self.first); GATHER_MAX];
+                    for (slice, piece) in slices[1..].iter_mut().zip(&**rest) {
+                        *slice = IoSlice::new(piece);
+                    }
+                    write(&slices[..(1 + rest.len()).min(GATHER_MAX)])
                 }
-                write(&slices[..(1 + self.rest.len()).min(GATHER_MAX)])
             };
             match written {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -64,14 +66,16 @@ impl Outbox {
 
     fn advance(&mut self, mut written: usize) {
         if written == self.bytes {
+            self.bytes = 0;
+            self.first = Bytes::new();
             // With the room that a burst took: an idle connection keeps none.
-            *self = Self::default();
+            self.rest = None;
             return;
         }
         self.bytes -= written;
         while written >= self.first.len() {
             written -= self.first.len();
-            self.first = self.rest.pop_front().unwrap_or_default();
+            self.first = self.rest.as_mut().and_then(|rest| rest.pop_front()).unwrap_or_default();
         }
         self.first.advance(written);
     }

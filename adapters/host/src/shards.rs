@@ -18,7 +18,7 @@ use yrs_websocket_store::{MemoryStore, Store, StoreThread};
 use yrs_websocket_rfc6455::Refusal;
 
 use crate::{
-    Admitted, Bell, Completion, Counters, Host, Options, Socket, Storage, Transaction, TransactionMut,
+    Admitted, Bell, Completion, Counters, Host, Next, Options, Socket, Storage, Transaction, TransactionMut,
     shard_of, shard_of_connection,
 };
 
@@ -174,6 +174,11 @@ impl<S: Socket + Send + 'static> Shards<S> {
                 host.connect(now, socket, admitted)
             }
         })
+    }
+
+    /// What to do next about a connection: see [`Host::next`].
+    pub fn next(&self, shard: usize, id: ConnectionId) -> Next {
+        self.shards[shard].lock().host.next(id)
     }
 
     /// When [`Shards::keep_time`] has something to do for a host; it is taken to be known from now on.

@@ -197,7 +197,7 @@ pub async fn serve<S: Socket + Send + 'static, T: Future<Output = ()>>(
     let _forget = Forget::new(shards, shard, id);
     let mut state = WriteState::default();
     loop {
-        let next = shards.with(shard, |host, _| host.next(id));
+        let next = shards.next(shard, id);
         if next == Next::Drop {
             return Ok(());
         }

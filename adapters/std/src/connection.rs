@@ -78,7 +78,7 @@ pub(crate) fn serve(shards: &Arc<Shards<Socket>>, stream: TcpStream) -> io::Resu
     });
     let mut buffer = vec![0; BUFFER_LEN];
     loop {
-        match shards.with(shard, |host, _| host.next(id)) {
+        match shards.next(shard, id) {
             Next::Run { .. } => {}
             Next::ShutDown => _ = link.stream.shutdown(Shutdown::Write),
             Next::Drop => return Ok(()),

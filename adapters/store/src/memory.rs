@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, fmt, ops::ControlFlow};
+use std::{fmt, ops::ControlFlow};
 
 use bytes::Bytes;
 use yrs_websocket::RoomName;
@@ -13,7 +13,7 @@ use crate::{
 /// Rooms can be unloaded and loaded again all the same. Cloning the bytes shares them, so a room costs what
 /// its updates cost, once.
 pub struct MemoryStore {
-    rooms: BTreeMap<RoomName, Kept>,
+    rooms: Rooms,
     clock: Box<dyn FnMut() -> f64 + Send>,
 }
 
@@ -33,7 +33,7 @@ impl MemoryStore {
 
 impl Default for MemoryStore {
     fn default() -> Self {
-        Self { rooms: BTreeMap::new(), clock: Box::new(unix_time) }
+        Self { rooms: Rooms::default(), clock: Box::new(unix_time) }
     }
 }
 
@@ -56,7 +56,10 @@ impl Store for MemoryStore {
     fn commit(&mut self, writes: &[Write]) -> Result<(), StoreError> {
         for write in writes {
             let now = (self.clock)();
-            let kept = self.rooms.entry(write.room().clone()).or_default();
+            let kept = match self.rooms.get_mut(write.room()) {
+                Some(kept) => kept,
+                None => self.rooms.entry(write.room().clone()).or_default(),
+            };
             let timestamp = kept.time(now);
             let entry = |update: &Bytes| Entry { update: update.clone(), metadata: Bytes::new(), timestamp };
             match write {
@@ -74,14 +77,16 @@ impl Store for MemoryStore {
 impl History for MemoryStore {
     fn rooms(&mut self) -> Result<Vec<RoomSummary>, StoreError> {
         let written = self.rooms.iter().filter(|(_, kept)| !kept.records.is_empty());
-        Ok(written
+        let mut rooms: Vec<_> = written
             .map(|(room, Kept { records, newest })| RoomSummary {
                 room: room.clone(),
                 records: records.len() as u64,
                 bytes: records.iter().map(|(_, entry)| entry.update.len() as u64).sum(),
                 newest: newest.unwrap_or_default(),
             })
-            .collect())
+            .collect();
+        rooms.sort_by(|a, b| a.room.cmp(&b.room));
+        Ok(rooms)
     }
 
     fn records(
@@ -113,6 +118,10 @@ impl History for MemoryStore {
         Ok(())
     }
 }
+
+/// Found without a look at the names of others. Nothing depends on the order: rooms are listed by name.
+#[allow(clippy::disallowed_types, reason = "see above")]
+type Rooms = std::collections::HashMap<RoomName, Kept>;
 
 /// Is what is kept of a room.
 #[derive(Debug, Default)]

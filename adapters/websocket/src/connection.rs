@@ -39,17 +39,19 @@ use crate::frame::{self, CONTROL_LEN_MAX, FrameKind, HEADER_LEN_MAX, Header, Spl
 /// buffered as it comes, to at most twice its length: what a header announces allocates nothing. A compressed message
 /// takes 48 KB more from its first byte to its last.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Connection {
+    // What is asked for each frame that is sent comes first: whoever keeps many connections has the rest cold.
+    deflate: Option<AgreedDeflate>,
+    state: State,
+    /// Bytes in `header`; they are no complete header.
+    header_len: u8,
+    header: [u8; HEADER_LEN_MAX],
     config: Arc<Config>,
     /// Clients have a source of masks, servers have none.
     masks: Option<SplitMix64>,
-    deflate: Option<AgreedDeflate>,
-    state: State,
     /// When to ping, or to stop waiting for what `state` waits for.
     deadline: Option<Instant>,
-    header: [u8; HEADER_LEN_MAX],
-    /// Bytes in `header`; they are no complete header.
-    header_len: u8,
     /// The frame whose payload has not all arrived.
     frame: Option<Frame>,
     /// The message whose last frame has not all arrived.
