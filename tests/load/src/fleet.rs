@@ -14,6 +14,7 @@ use yrs_websocket_rfc6455::{ClientHandshake, ClientRequest, HandshakeLimits};
 
 use crate::{
     measure::Histogram,
+    servers::ROOMS,
     updates::{self, Clocks},
 };
 
@@ -32,6 +33,7 @@ pub(crate) struct Fleet {
     scratch: Vec<u8>,
     address: SocketAddr,
     dialect: Dialect,
+    rooms_named: String,
     started: Instant,
     clients: Vec<Client>,
     pub(crate) rooms: Vec<Room>,
@@ -119,13 +121,15 @@ impl Author {
 }
 
 impl Fleet {
-    pub(crate) fn new(address: SocketAddr, dialect: Dialect) -> io::Result<Self> {
+    /// The names of rooms begin with `rooms_named`, or as always where they are in messages.
+    pub(crate) fn new(address: SocketAddr, dialect: Dialect, rooms_named: &str) -> io::Result<Self> {
         let histogram = Histogram::new();
         Ok(Self {
             poll: Poll::new()?,
             scratch: vec![0; SCRATCH_LEN],
             address,
             dialect,
+            rooms_named: rooms_named.into(),
             started: Instant::now(),
             clients: Vec::new(),
             rooms: Vec::new(),
@@ -292,7 +296,7 @@ impl Fleet {
         self.poll.registry().register(&mut stream, Token(index), interest)?;
         let client = &mut self.clients[index];
         let target = match self.dialect {
-            Dialect::YWebsocket => format!("/{}", room_name(client.room)),
+            Dialect::YWebsocket => format!("/{}-{}", self.rooms_named, client.room),
             Dialect::Hocuspocus => "/".into(),
         };
         let request = ClientRequest { host: self.address.to_string(), target, ..ClientRequest::default() };
@@ -524,9 +528,9 @@ impl Fleet {
     }
 }
 
-/// The name of a room, the same for all servers.
+/// The name of a room, as far as messages say it.
 fn room_name(room: usize) -> String {
-    format!("room-{room}")
+    format!("{ROOMS}-{room}")
 }
 
 fn append_message(out: &mut Vec<u8>, dialect: Dialect, room: usize, head: &[u8], body: &[u8]) {

@@ -59,6 +59,9 @@ struct Arguments {
     /// Names the scenarios.
     #[arg(long)]
     list: bool,
+    /// What the names of rooms begin with, where several load one server
+    #[arg(long, value_name = "NAME", default_value = servers::ROOMS)]
+    rooms: String,
 }
 
 /// A line of the results.
@@ -124,7 +127,7 @@ fn run(arguments: &Arguments) -> io::Result<bool> {
             for &server in &servers {
                 let outcome = match (arguments.address, arguments.pid) {
                     (Some(address), Some(pid)) => {
-                        let running = Running::at(address, pid);
+                        let running = Running::at(address, pid, arguments.rooms.clone());
                         scenario::run_against(scenario, server, &running, arguments.seconds)
                     }
                     _ => {

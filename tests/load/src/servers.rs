@@ -102,6 +102,8 @@ pub(crate) struct Running {
     child: Option<Child>,
     pub(crate) address: SocketAddr,
     pub(crate) process: Process,
+    /// What the names of rooms begin with.
+    pub(crate) rooms: String,
 }
 
 impl Running {
@@ -120,7 +122,7 @@ impl Running {
         pinned.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let child = pinned.spawn()?;
         let process = Process::new(child.id());
-        let mut running = Self { child: Some(child), address, process };
+        let mut running = Self { child: Some(child), address, process, rooms: ROOMS.into() };
         let end = Instant::now() + START_TIME;
         while TcpStream::connect(address).is_err() {
             let ended = running.child.as_mut().map_or(Ok(None), Child::try_wait)?;
@@ -139,8 +141,8 @@ impl Running {
     }
 
     /// A server that somebody else has started, and ends.
-    pub(crate) fn at(address: SocketAddr, pid: u32) -> Self {
-        Self { child: None, address, process: Process::new(pid) }
+    pub(crate) fn at(address: SocketAddr, pid: u32, rooms: String) -> Self {
+        Self { child: None, address, process: Process::new(pid), rooms }
     }
 }
 
@@ -173,5 +175,8 @@ pub(crate) fn scratch() -> io::Result<PathBuf> {
     fs::create_dir_all(&scratch)?;
     Ok(scratch)
 }
+
+/// What the names of rooms begin with, unless told.
+pub(crate) const ROOMS: &str = "room";
 
 const START_TIME: Duration = Duration::from_secs(20);
