@@ -19,7 +19,7 @@
 //! ```
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     mem,
     sync::Arc,
     time::{Duration, Instant},
@@ -1327,7 +1327,7 @@ struct Storage {
     durable_change: u64,
     outstanding: Option<Outstanding>,
     /// Flushed records for the next append.
-    waiting: SmallVec<[Record; 1]>,
+    waiting: VecDeque<Record>,
     /// Bytes of updates outstanding and waiting.
     bytes: usize,
     retry_at: Option<Instant>,
@@ -1359,14 +1359,14 @@ struct Record {
 impl Storage {
     fn push(&mut self, record: Record) {
         self.bytes += record.update.bytes().len();
-        self.waiting.push(record);
+        self.waiting.push_back(record);
     }
 
     /// Where what waits forges structs that are in these, they must not come behind it; nor behind what is
     /// outstanding, should that fail.
     fn push_first(&mut self, records: Vec<Record>) {
         self.bytes += records.iter().map(|record| record.update.bytes().len()).sum::<usize>();
-        self.waiting.insert_many(0, records);
+        records.into_iter().rev().for_each(|record| self.waiting.push_front(record));
     }
 
     /// Appends what waits, unless a write is outstanding or failed a moment ago.
@@ -1376,12 +1376,13 @@ impl Storage {
         }
         let alone = self.waiting.iter().position(|record| record.stands_alone);
         let joined = alone.map_or(self.waiting.len(), |alone| alone.max(1));
-        let records = &self.waiting[..joined];
-        self.bytes -= records.iter().map(|record| record.update.bytes().len()).sum::<usize>();
-        let record = match joined {
-            1 => self.waiting.remove(0),
-            _ => Record::join(self.waiting.drain(..joined).collect()),
-        };
+        let bytes = self.waiting.iter().take(joined).map(|record| record.update.bytes().len()).sum::<usize>();
+        self.bytes -= bytes;
+        let first = if joined == 1 { self.waiting.pop_front() } else { None };
+        let record = first.unwrap_or_else(|| Record::join(self.waiting.drain(..joined).collect()));
+        if self.waiting.is_empty() && self.waiting.capacity() > WAITING_KEPT {
+            self.waiting = VecDeque::new();
+        }
         let update = record.update.bytes().clone();
         self.bytes += update.len();
         self.outstanding = Some(Outstanding::Append(record));
@@ -1555,6 +1556,9 @@ const ANSWERS_MAX: usize = 4;
 /// Where kept answers are longer than this together, the next one takes their place: the longest that is
 /// kept beyond it is one answer, which is at most the document.
 const ANSWERS_BYTES_MAX: usize = 1 << 20;
+
+/// Records that a quiet room keeps room for: most wait alone, and an allocation for each would cost more.
+const WAITING_KEPT: usize = 4;
 
 /// A snapshot of so many bytes is worth one more update in the tail before it is squashed again.
 const SQUASH_BYTES_PER_UPDATE: usize = 128;

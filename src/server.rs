@@ -140,7 +140,7 @@ pub struct Server {
 #[derive(Debug, Default)]
 struct Rooms {
     numbers: BTreeMap<RoomName, RoomNumber>,
-    entries: Vec<Option<Entry>>,
+    entries: Vec<Option<Box<Entry>>>,
     free: Vec<RoomNumber>,
     /// The room that was last used: what the store answers at once is about it.
     latest: RoomNumber,
@@ -164,12 +164,12 @@ impl Rooms {
     }
 
     fn entry(&self, number: RoomNumber) -> Option<&Entry> {
-        self.entries.get(number)?.as_ref()
+        self.entries.get(number)?.as_deref()
     }
 
     fn entry_mut(&mut self, number: RoomNumber) -> Option<&mut Entry> {
         self.latest = number;
-        self.entries.get_mut(number)?.as_mut()
+        self.entries.get_mut(number)?.as_deref_mut()
     }
 
     fn by_name(&self, name: &RoomName) -> Option<&Entry> {
@@ -182,7 +182,7 @@ impl Rooms {
             self.entries.push(None);
         }
         self.numbers.insert(room.name().clone(), number);
-        self.entries[number] = Some(Entry { room, timeout: None });
+        self.entries[number] = Some(Box::new(Entry { room, timeout: None }));
         number
     }
 

@@ -230,7 +230,8 @@ impl Update {
 
     /// Whether the update says nothing at all.
     pub fn is_empty(&self) -> bool {
-        !self.structs().has_any() && self.deletes().next().is_none()
+        // A section is never empty, nor only Skips.
+        self.structs().sections == 0 && self.deletes().next().is_none()
     }
 
     /// The runs of consecutive clocks that the update holds, section by section; a Skip ends a run.
@@ -578,19 +579,6 @@ pub(crate) struct Structs<'a> {
     sections: u64,
     structs: u64,
     next: Id,
-}
-
-impl Structs<'_> {
-    /// Whether there are any, found without reading one.
-    fn has_any(mut self) -> bool {
-        while self.structs == 0 {
-            let Some(sections) = self.sections.checked_sub(1) else { return false };
-            self.sections = sections;
-            self.structs = self.reader.proven_var_uint();
-            let (_client, _clock) = (self.reader.proven_var_uint(), self.reader.proven_var_uint());
-        }
-        true
-    }
 }
 
 impl Iterator for Structs<'_> {

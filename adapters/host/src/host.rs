@@ -176,8 +176,7 @@ struct Slot<S> {
     connection: Option<Box<Connection<S>>>,
 }
 
-/// What a delivery touches comes first, in its two lines of a cache: of many connections that are silent for a
-/// while all else is cold.
+/// What a delivery touches comes first: of many connections that are silent for a while all else is cold.
 #[derive(Debug)]
 #[repr(C)]
 struct Connection<S> {
@@ -520,8 +519,20 @@ impl<S: Socket> Host<S> {
     }
 
     fn perform(&mut self, now: Instant, outputs: Outputs) {
-        // What a store that answers at once has answered comes behind all that was to be done before.
-        let mut completed = SmallVec::<[Completion; 1]>::new();
+        let mut completed = SmallVec::new();
+        self.perform_first(now, outputs, &mut completed);
+        // What a store that answers at once has answered comes behind all that was to be done before. In a loop:
+        // thousands of writes may follow from each other.
+        while !completed.is_empty() {
+            for completion in mem::take(&mut completed) {
+                self.count(&completion);
+                let outputs = self.step(now, storage::input(completion));
+                self.perform_first(now, outputs, &mut completed);
+            }
+        }
+    }
+
+    fn perform_first(&mut self, now: Instant, outputs: Outputs, completed: &mut SmallVec<[Completion; 1]>) {
         for output in outputs {
             match output {
                 Output::Send { to, frame } => self.send(&to, &frame),
@@ -539,9 +550,6 @@ impl<S: Socket> Host<S> {
                     completed.extend(self.storage.perform(output));
                 }
             }
-        }
-        for completion in completed {
-            self.complete(now, completion);
         }
     }
 

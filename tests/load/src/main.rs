@@ -59,7 +59,7 @@ struct Arguments {
     /// Names the scenarios.
     #[arg(long)]
     list: bool,
-    /// What the names of rooms begin with, where several load one server
+    /// What the names of rooms begin with, where several load one server.
     #[arg(long, value_name = "NAME", default_value = servers::ROOMS)]
     rooms: String,
 }

@@ -4,7 +4,7 @@
 //!     yrs-websocket-lines OFFSET < trace
 //!
 //! `OFFSET` is that of `epoll_wait` in its page, in hexadecimal: libraries lie at the start of some page. Lines have
-//! 64 bytes. What is told are medians over the rounds that a server makes for one message.
+//! 64 bytes. What is told is the round in the middle, by its instructions.
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "a benchmark touches the world")]
 
