@@ -7,6 +7,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    hint::black_box,
     io::{self, IoSlice, Read, Write},
     mem,
     net::SocketAddr,
@@ -30,6 +31,9 @@ struct Arguments {
     /// A file with the message that answers a SyncStep1; otherwise a SyncStep2 of an empty document.
     #[arg(long, value_name = "FILE")]
     answer: Option<PathBuf>,
+    /// Lines of memory to look at for each message, always the same ones: what a server touches that does more.
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    touch: usize,
 }
 
 struct Connection {
@@ -57,6 +61,8 @@ struct Ceiling {
     /// Rooms with frames of this round.
     dirty: Vec<usize>,
     answer: Bytes,
+    /// Each names the next.
+    touched: Vec<[usize; TOUCHED_APART / 8]>,
 }
 
 fn main() -> io::Result<()> {
@@ -71,6 +77,9 @@ fn main() -> io::Result<()> {
         names: HashMap::new(),
         dirty: Vec::new(),
         answer: encode_frame(Opcode::Binary, &answer),
+        touched: (0..arguments.touch)
+            .map(|at| [(at + TOUCHED_STEP) % arguments.touch; TOUCHED_APART / 8])
+            .collect(),
     };
     let mut poll = Poll::new()?;
     let socket = Socket::new(Domain::for_address(arguments.listen), Type::STREAM, None)?;
@@ -204,6 +213,7 @@ impl Ceiling {
 
     fn broadcast(&mut self) {
         for room in mem::take(&mut self.dirty) {
+            black_box((0..self.touched.len()).fold(0, |at, _| self.touched[at][0]));
             let gathered = [Bytes::from(mem::take(&mut self.rooms[room].gathered))];
             let members = mem::take(&mut self.rooms[room].members);
             for &member in &members {
@@ -279,6 +289,10 @@ fn unmask_frame(input: &mut [u8]) -> io::Result<Option<(usize, usize)>> {
 
 const LISTENER: Token = Token(usize::MAX);
 const BACKLOG: i32 = 4096;
+/// Bytes between lines that are touched.
+const TOUCHED_APART: usize = 320;
+/// How far apart those are that follow each other; a prime, so that all are found.
+const TOUCHED_STEP: usize = 389;
 const SCRATCH_LEN: usize = 8 << 20;
 const EMPTY_SYNC_STEP_1: [u8; 4] = [0, 0, 1, 0];
 const EMPTY_SYNC_STEP_2: [u8; 5] = [0, 1, 2, 0, 0];
