@@ -135,8 +135,8 @@ pub struct Server {
     drain: Option<Drain>,
 }
 
-/// Rooms by name, and by the number that each has as long as it is there. To look for one name among thousands
-/// touches dozens of places that nobody else needs, which costs more than what a message does in its room.
+/// Rooms by name, and by the number that each has as long as it is there. To find a name among thousands looks at a
+/// dozen other names, each in cold memory of its own; a message finds its room by the number.
 #[derive(Debug, Default)]
 struct Rooms {
     numbers: BTreeMap<RoomName, RoomNumber>,
@@ -416,16 +416,6 @@ impl Server {
         }
     }
 
-    fn with_named<R>(
-        &mut self,
-        name: &RoomName,
-        out: &mut Outputs,
-        f: impl FnOnce(&mut Room, &mut Outputs) -> R,
-    ) -> Option<R> {
-        let number = self.rooms.number(name)?;
-        self.with_room(number, out, f)
-    }
-
     /// Lets a room do something, and keeps the books on it.
     fn with_room<R>(
         &mut self,
@@ -460,6 +450,17 @@ impl Server {
             self.rooms.remove(number);
         }
         Some(result)
+    }
+
+    /// The same for a room that is known by its name.
+    fn with_named<R>(
+        &mut self,
+        name: &RoomName,
+        out: &mut Outputs,
+        f: impl FnOnce(&mut Room, &mut Outputs) -> R,
+    ) -> Option<R> {
+        let number = self.rooms.number(name)?;
+        self.with_room(number, out, f)
     }
 }
 

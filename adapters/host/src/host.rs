@@ -520,19 +520,25 @@ impl<S: Socket> Host<S> {
 
     fn perform(&mut self, now: Instant, outputs: Outputs) {
         let mut completed = SmallVec::new();
-        self.perform_first(now, outputs, &mut completed);
-        // What a store that answers at once has answered comes behind all that was to be done before. In a loop:
-        // thousands of writes may follow from each other.
+        self.perform_but_answers(now, outputs, &mut completed);
+        // In a loop: thousands of writes may follow from each other.
         while !completed.is_empty() {
             for completion in mem::take(&mut completed) {
                 self.count(&completion);
                 let outputs = self.step(now, storage::input(completion));
-                self.perform_first(now, outputs, &mut completed);
+                self.perform_but_answers(now, outputs, &mut completed);
             }
         }
     }
 
-    fn perform_first(&mut self, now: Instant, outputs: Outputs, completed: &mut SmallVec<[Completion; 1]>) {
+    /// Performs outputs, and says what a store that answers at once has answered: that is for the core when all of
+    /// them are performed.
+    fn perform_but_answers(
+        &mut self,
+        now: Instant,
+        outputs: Outputs,
+        completed: &mut SmallVec<[Completion; 1]>,
+    ) {
         for output in outputs {
             match output {
                 Output::Send { to, frame } => self.send(&to, &frame),
@@ -570,9 +576,8 @@ impl<S: Socket> Host<S> {
         let mut plain = None;
         let mut deflated = Vec::<(_, Bytes)>::new();
         self.counters.frames_out += 1;
-        let mut others = to.len();
-        for id in to.iter() {
-            others -= 1;
+        let mut recipients = to.iter();
+        while let Some(id) = recipients.next() {
             let Some(connection) = get_mut(&mut self.slots, id) else { continue };
             // After its close frame a connection is sent nothing (RFC 6455 section 5.5.1).
             if !connection.websocket.is_open() {
@@ -580,8 +585,8 @@ impl<S: Socket> Host<S> {
             }
             let agreed = connection.websocket.deflate().filter(|agreed| agreed.applies_to(frame.len()));
             let (head, tail) = match agreed {
-                // To share it, if only with nobody, would cost an allocation.
-                None if others == 0 => plain.take().unwrap_or_else(|| framed(frame)),
+                // The last takes it: to share it with nobody would cost an allocation.
+                None if recipients.len() == 0 => plain.take().unwrap_or_else(|| framed(frame)),
                 None => plain.get_or_insert_with(|| framed(frame)).clone(),
                 Some(agreed) => match deflated.iter().find(|(made_for, _)| *made_for == agreed) {
                     Some((_, made)) => (made.clone(), Bytes::new()),

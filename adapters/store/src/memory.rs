@@ -56,10 +56,7 @@ impl Store for MemoryStore {
     fn commit(&mut self, writes: &[Write]) -> Result<(), StoreError> {
         for write in writes {
             let now = (self.clock)();
-            let kept = match self.rooms.get_mut(write.room()) {
-                Some(kept) => kept,
-                None => self.rooms.entry(write.room().clone()).or_default(),
-            };
+            let kept = self.rooms.entry(write.room().clone()).or_default();
             let timestamp = kept.time(now);
             let entry = |update: &Bytes| Entry { update: update.clone(), metadata: Bytes::new(), timestamp };
             match write {

@@ -130,10 +130,7 @@ fn run(arguments: &Arguments) -> io::Result<bool> {
                         let running = Running::at(address, pid, arguments.rooms.clone());
                         scenario::run_against(scenario, server, &running, arguments.seconds)
                     }
-                    _ => {
-                        let cores = if scenario.two_cores { "0,1" } else { "0" };
-                        scenario::run(scenario, server, cores, arguments.seconds)
-                    }
+                    _ => scenario::run(scenario, server, arguments.seconds),
                 };
                 let outcome = outcome.unwrap_or_else(|error| Outcome {
                     failure: Some(error.to_string()),

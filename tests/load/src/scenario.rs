@@ -27,8 +27,6 @@ pub(crate) struct Scenario {
     /// So many of them write.
     writers: usize,
     load: Load,
-    /// Whether the server may use two cores.
-    pub(crate) two_cores: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -104,7 +102,7 @@ pub(crate) struct Idle {
 }
 
 const fn paced(name: &'static str, about: &'static str, clients: usize, writers: usize) -> Scenario {
-    Scenario { name, about, rooms: 1, clients, writers, load: Load::Paced(50.0), two_cores: false }
+    Scenario { name, about, rooms: 1, clients, writers, load: Load::Paced(50.0) }
 }
 
 /// All of them, by name.
@@ -151,13 +149,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
         rooms: 16,
         load: Load::Closed(4),
-        ..paced("independent-1-core", "16 rooms of 20, 4 updates in flight in each, one core", 20, 1)
-    },
-    Scenario {
-        rooms: 16,
-        load: Load::Closed(4),
-        two_cores: true,
-        ..paced("independent-2-cores", "16 rooms of 20, 4 updates in flight in each, two cores", 20, 1)
+        ..paced("independent", "16 rooms of 20, 4 updates in flight in each, one core", 20, 1)
     },
     paced("peers-1", "a room of 2, one writes 50 times a second", 2, 1),
     paced("peers-10", "a room of 11, one writes 50 times a second", 11, 1),
@@ -194,12 +186,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
 ];
 
 /// Runs a scenario once against a server that has nobody.
-pub(crate) fn run(scenario: &Scenario, server: Server, cores: &str, seconds: f64) -> io::Result<Outcome> {
+pub(crate) fn run(scenario: &Scenario, server: Server, seconds: f64) -> io::Result<Outcome> {
     let answer = match scenario.load {
         Load::Join(copies) if server == Server::Ceiling => Some(papers_message(copies)?),
         _ => None,
     };
-    let running = Running::start(server, cores, answer.as_deref())?;
+    let running = Running::start(server, answer.as_deref())?;
     run_against(scenario, server, &running, seconds)
 }
 

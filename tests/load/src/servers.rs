@@ -107,13 +107,13 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Starts a server on these cores, and waits until it accepts.
-    pub(crate) fn start(server: Server, cores: &str, answer: Option<&Path>) -> io::Result<Self> {
+    /// Starts a server on the first core, and waits until it accepts.
+    pub(crate) fn start(server: Server, answer: Option<&Path>) -> io::Result<Self> {
         let scratch = scratch()?;
         let address = free_address()?;
         let command = server.command(address, answer, &scratch)?;
         let mut pinned = Command::new("taskset");
-        pinned.args(["-c", cores]).arg(command.get_program()).args(command.get_args());
+        pinned.args(["-c", "0"]).arg(command.get_program()).args(command.get_args());
         pinned.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
         if let Some(directory) = command.get_current_dir() {
             pinned.current_dir(directory);

@@ -39,7 +39,10 @@ fn main() -> io::Result<()> {
                     calls[known].1 += 1;
                     if calls.iter().all(|(_, count)| *count <= calls[known].1) {
                         let Round { instructions, code, data } = std::mem::take(&mut round);
-                        rounds.push([instructions, code.len() as u64, data.len() as u64]);
+                        let pages = |lines: &HashSet<u64>| lines.iter().map(|line| line >> 6).collect::<HashSet<_>>().len();
+                        let counts = [code.len(), data.len(), pages(&code), pages(&data)];
+                        let [code, data, code_pages, data_pages] = counts.map(|count| count as u64);
+                        rounds.push([instructions, code, data, code_pages, data_pages]);
                     }
                 }
                 page = from >> 12;
@@ -54,8 +57,11 @@ fn main() -> io::Result<()> {
     let mut rounds = rounds.split_off(rounds.len() / 2);
     rounds.sort_unstable();
     let median = rounds.get(rounds.len() / 2).ok_or_else(|| io::Error::other("nothing was traced"))?;
-    let [instructions, code, data] = median;
-    println!("{} rounds; {instructions} instructions, {code} lines of code, {data} of data", rounds.len());
+    let [instructions, code, data, code_pages, data_pages] = median;
+    println!(
+        "{} rounds; {instructions} instructions, {code} lines of code on {code_pages} pages, {data} of data on {data_pages}",
+        rounds.len()
+    );
     Ok(())
 }
 
