@@ -51,18 +51,20 @@ impl Default for JournalLimits {
 
 /// What a room has: a snapshot, the updates since, and what is parked.
 #[derive(Debug, Default)]
+// As they are declared: an update comes by the first two lines of memory.
+#[repr(C)]
 pub struct Journal {
-    limits: JournalLimits,
     state: StateVector,
+    tail: Vec<Update>,
+    tail_bytes: usize,
+    version: u64,
+    parked: Parked,
     /// Every clock that delete sets, and Deleted and GC structs in the log, say is deleted.
     deleted: IdSet,
     snapshot: Option<Update>,
-    tail: Vec<Update>,
-    tail_bytes: usize,
     /// The mark before the first update of the tail.
     tail_mark: Mark,
-    parked: Parked,
-    version: u64,
+    limits: JournalLimits,
 }
 
 impl Journal {
@@ -593,11 +595,12 @@ enum Task {
 /// that of the rest. Of the structs that would be next, each waits for one thing that it lacks; those
 /// beyond a gap wait for their client alone.
 #[derive(Debug, Default)]
+#[repr(C)]
 struct Parked {
     structs: BTreeMap<Place, ParkedStruct>,
+    cost: usize,
     /// What is waited for, and by whom.
     waiting: BTreeSet<(Id, Place)>,
-    cost: usize,
     serial: u64,
 }
 

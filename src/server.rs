@@ -148,11 +148,13 @@ struct Rooms {
 
 type RoomNumber = usize;
 
+/// What a message comes by lies together: the room's first lines are behind this.
 #[derive(Debug)]
+#[repr(C)]
 struct Entry {
-    room: Room,
     /// When the room is listed in `timeouts`.
     timeout: Option<Instant>,
+    room: Room,
 }
 
 impl Rooms {
@@ -182,7 +184,7 @@ impl Rooms {
             self.entries.push(None);
         }
         self.numbers.insert(room.name().clone(), number);
-        self.entries[number] = Some(Box::new(Entry { room, timeout: None }));
+        self.entries[number] = Some(Box::new(Entry { timeout: None, room }));
         number
     }
 

@@ -39,7 +39,9 @@ fn main() -> io::Result<()> {
                     calls[known].1 += 1;
                     if calls.iter().all(|(_, count)| *count <= calls[known].1) {
                         let Round { instructions, code, data } = std::mem::take(&mut round);
-                        let pages = |lines: &HashSet<u64>| lines.iter().map(|line| line >> 6).collect::<HashSet<_>>().len();
+                        let pages = |lines: &HashSet<u64>| {
+                            lines.iter().map(|line| line >> 6).collect::<HashSet<_>>().len()
+                        };
                         let counts = [code.len(), data.len(), pages(&code), pages(&data)];
                         let [code, data, code_pages, data_pages] = counts.map(|count| count as u64);
                         rounds.push([instructions, code, data, code_pages, data_pages]);
