@@ -29,10 +29,6 @@ pub trait Socket {
     /// nothing.
     fn try_write(&mut self, buffers: &[IoSlice<'_>]) -> io::Result<usize>;
 
-    /// Something will be written in a moment: brings in what that needs. The processor waits for the memory of many
-    /// sockets at once where they are prepared in a row, but for each one where system calls lie between.
-    fn prepare(&self) {}
-
     /// Asks whoever reads this connection to look at [`Host::next`]: the outbox waits for the socket,
     /// or the connection has ended. May be called often.
     fn wake(&mut self);
@@ -605,7 +601,6 @@ impl<S: Socket> Host<S> {
                 connection.outbox.push(tail);
             }
             if !mem::replace(&mut connection.dirty, true) {
-                connection.socket.prepare();
                 self.dirty.push(id);
             }
         }

@@ -7,9 +7,6 @@ use std::{
     task::{Context, Poll},
 };
 
-#[cfg(target_os = "linux")]
-use std::{hint::black_box, os::fd::AsRawFd as _};
-
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest},
@@ -39,11 +36,6 @@ impl yrs_websocket_host::Socket for Socket {
             Some(stream) => send(stream, buffers),
             None => Err(io::ErrorKind::WouldBlock.into()),
         }
-    }
-
-    #[cfg(target_os = "linux")]
-    fn prepare(&self) {
-        black_box(self.stream.as_ref().map(|stream| stream.as_raw_fd()));
     }
 
     fn wake(&mut self) {
