@@ -51,7 +51,7 @@ impl Default for JournalLimits {
 
 /// What a room has: a snapshot, the updates since, and what is parked.
 #[derive(Debug, Default)]
-// As they are declared: an update comes by the first two lines of memory.
+// As they are declared: an update comes by the first hundred bytes.
 #[repr(C)]
 pub struct Journal {
     state: StateVector,
@@ -595,6 +595,7 @@ enum Task {
 /// that of the rest. Of the structs that would be next, each waits for one thing that it lacks; those
 /// beyond a gap wait for their client alone.
 #[derive(Debug, Default)]
+// As they are declared: every update asks for the first two.
 #[repr(C)]
 struct Parked {
     structs: BTreeMap<Place, ParkedStruct>,

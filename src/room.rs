@@ -1328,7 +1328,7 @@ struct Storage {
     /// The number of the last change that is durable.
     durable_change: u64,
     outstanding: Option<Outstanding>,
-    /// Flushed records for the append after that.
+    /// Flushed records that wait for what is outstanding, or to be tried again.
     waiting: VecDeque<Record>,
     /// Bytes of updates outstanding and waiting.
     bytes: usize,
@@ -1366,7 +1366,6 @@ impl Storage {
             self.append(record, room, out);
         } else {
             self.waiting.push_back(record);
-            self.write(room, out);
         }
     }
 
@@ -1569,7 +1568,7 @@ const ANSWERS_MAX: usize = 4;
 /// kept beyond it is one answer, which is at most the document.
 const ANSWERS_BYTES_MAX: usize = 1 << 20;
 
-/// Records that a quiet room keeps room for: most wait alone, and an allocation for each would cost more.
+/// Records that a room keeps room for once some have waited: where the store is slow, some will again.
 const WAITING_KEPT: usize = 4;
 
 /// A snapshot of so many bytes is worth one more update in the tail before it is squashed again.

@@ -148,7 +148,7 @@ struct Rooms {
 
 type RoomNumber = usize;
 
-/// What a message comes by lies together: the room's first lines are behind this.
+/// A room, and its place in the timeouts: beside those lines of the room that a message comes by.
 #[derive(Debug)]
 #[repr(C)]
 struct Entry {

@@ -47,7 +47,7 @@ BUGS = [
 
     # ---- storing
     ('a retry skips the record that failed', ROOM,
-     'self.waiting.insert(at, record);',
+     'self.waiting.insert(at, *record);',
      'let _ = (at, record);'),
     ('a write that failed is not tried again by itself', ROOM,
      'self.retry_at = Some(after(now, delay));',

@@ -163,6 +163,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         ..paced("peers-5000", "a room of 5,001, one writes 4 times a second", 5_001, 1)
     },
     Scenario {
+        rooms: 30,
+        load: Load::Paced(1.0),
+        ..paced("rooms-30", "30 rooms of two, one writes once a second: for `profile --lines`", 2, 1)
+    },
+    Scenario {
         rooms: 10,
         load: Load::Paced(50.0),
         ..paced("rooms-10-scale", "10 rooms of two, one writes 50 times a second", 2, 1)

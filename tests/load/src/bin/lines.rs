@@ -4,11 +4,17 @@
 //!     yrs-websocket-lines OFFSET < trace
 //!
 //! `OFFSET` is that of `epoll_wait` in its page, in hexadecimal: libraries lie at the start of some page. Lines have
-//! 64 bytes. What is told is the round in the middle, by its instructions.
+//! 64 bytes, pages 4 KiB. What is told is the round in the middle, by its instructions. Of the data, those lines are
+//! told as well that none of the twelve rounds before has touched: with many rooms, what a message finds cold because
+//! it is of another room than those before.
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "a benchmark touches the world")]
 
-use std::{collections::HashSet, env, io, io::BufRead as _};
+use std::{
+    collections::{HashSet, VecDeque},
+    env, io,
+    io::BufRead as _,
+};
 
 /// What one round has touched.
 #[derive(Default)]
@@ -24,6 +30,7 @@ fn main() -> io::Result<()> {
     // Something else may lie at the same place of its page, but nothing that is called so often.
     let mut calls = Vec::<(u64, u32)>::new();
     let mut round = Round::default();
+    let mut latest = VecDeque::<HashSet<u64>>::new();
     let mut rounds = Vec::new();
     let mut page = 0;
     let mut input = io::stdin().lock();
@@ -42,9 +49,12 @@ fn main() -> io::Result<()> {
                         let pages = |lines: &HashSet<u64>| {
                             lines.iter().map(|line| line >> 6).collect::<HashSet<_>>().len()
                         };
-                        let counts = [code.len(), data.len(), pages(&code), pages(&data)];
-                        let [code, data, code_pages, data_pages] = counts.map(|count| count as u64);
-                        rounds.push([instructions, code, data, code_pages, data_pages]);
+                        let cold =
+                            data.iter().filter(|line| latest.iter().all(|lines| !lines.contains(*line)));
+                        let counts = [code.len(), pages(&code), data.len(), pages(&data), cold.count()];
+                        rounds.push((instructions, counts));
+                        latest.truncate(LATEST - 1);
+                        latest.push_front(data);
                     }
                 }
                 page = from >> 12;
@@ -59,10 +69,10 @@ fn main() -> io::Result<()> {
     let mut rounds = rounds.split_off(rounds.len() / 2);
     rounds.sort_unstable();
     let median = rounds.get(rounds.len() / 2).ok_or_else(|| io::Error::other("nothing was traced"))?;
-    let [instructions, code, data, code_pages, data_pages] = median;
+    let (instructions, [code, code_pages, data, data_pages, cold]) = median;
+    println!("{} rounds; {instructions} instructions", rounds.len());
     println!(
-        "{} rounds; {instructions} instructions, {code} lines of code on {code_pages} pages, {data} of data on {data_pages}",
-        rounds.len()
+        "{code} lines of code on {code_pages} pages, {data} of data on {data_pages}, of these {cold} cold"
     );
     Ok(())
 }
@@ -81,3 +91,6 @@ fn access(line: &str) -> Option<(bool, u64, u64)> {
 
 /// Valgrind loads programs below, and libraries above.
 const LIBRARIES: u64 = 0x400_0000;
+
+/// Rounds after which a line that nobody has touched is called cold.
+const LATEST: usize = 12;
