@@ -14,7 +14,7 @@ use yrs_websocket_rfc6455::{ClientHandshake, ClientRequest, HandshakeLimits};
 
 use crate::{
     measure::Histogram,
-    servers::ROOMS,
+    servers::{ROOMS, RoomNames},
     updates::{self, Clocks},
 };
 
@@ -33,7 +33,7 @@ pub(crate) struct Fleet {
     scratch: Vec<u8>,
     address: SocketAddr,
     dialect: Dialect,
-    rooms_named: String,
+    room_names: RoomNames,
     started: Instant,
     clients: Vec<Client>,
     pub(crate) rooms: Vec<Room>,
@@ -67,6 +67,7 @@ pub(crate) struct Tally {
 
 #[derive(Default)]
 pub(crate) struct Room {
+    name: String,
     pub(crate) authors: Vec<Author>,
     /// How many clients it has.
     pub(crate) readers: usize,
@@ -121,15 +122,15 @@ impl Author {
 }
 
 impl Fleet {
-    /// The names of rooms begin with `rooms_named`, or as always where they are in messages.
-    pub(crate) fn new(address: SocketAddr, dialect: Dialect, rooms_named: &str) -> io::Result<Self> {
+    /// Rooms have these names, or those that they always have where they are in messages.
+    pub(crate) fn new(address: SocketAddr, dialect: Dialect, room_names: RoomNames) -> io::Result<Self> {
         let histogram = Histogram::new();
         Ok(Self {
             poll: Poll::new()?,
             scratch: vec![0; SCRATCH_LEN],
             address,
             dialect,
-            rooms_named: rooms_named.into(),
+            room_names,
             started: Instant::now(),
             clients: Vec::new(),
             rooms: Vec::new(),
@@ -157,7 +158,7 @@ impl Fleet {
     /// Adds a client that is not connected yet; says its number.
     pub(crate) fn add(&mut self, room: usize, knows: Bytes) -> usize {
         while self.rooms.len() <= room {
-            self.rooms.push(Room::default());
+            self.rooms.push(Room { name: self.room_names.next(), ..Room::default() });
         }
         self.rooms[room].readers += 1;
         self.clients.push(Client {
@@ -228,7 +229,7 @@ impl Fleet {
     pub(crate) fn send_many(&mut self, room: usize, author: usize, count: usize) {
         let now = self.now();
         let mut bytes = Vec::new();
-        let Room { authors, readers } = &mut self.rooms[room];
+        let Room { authors, readers, .. } = &mut self.rooms[room];
         let author = &mut authors[author];
         let next = author.sent..(author.sent + count).min(author.updates.len());
         for update in &author.updates[next.clone()] {
@@ -296,7 +297,7 @@ impl Fleet {
         self.poll.registry().register(&mut stream, Token(index), interest)?;
         let client = &mut self.clients[index];
         let target = match self.dialect {
-            Dialect::YWebsocket => format!("/{}-{}", self.rooms_named, client.room),
+            Dialect::YWebsocket => format!("/{}", self.rooms[client.room].name),
             Dialect::Hocuspocus => "/".into(),
         };
         let request = ClientRequest { host: self.address.to_string(), target, ..ClientRequest::default() };
@@ -491,7 +492,7 @@ impl Fleet {
         for Clocks { client: id, clocks } in clocks {
             let number = id.wrapping_sub(FIRST_ID) as usize;
             let client = &mut self.clients[index];
-            let Room { authors, readers } = &mut self.rooms[client.room];
+            let Room { authors, readers, .. } = &mut self.rooms[client.room];
             let everybody = *readers as u32 - 1;
             let Some(author) = authors.get_mut(number) else { continue };
             if client.next.len() <= number {

@@ -27,7 +27,7 @@ use std::{
 use clap::Parser;
 use scenario::{Outcome, SCENARIOS, Scenario};
 use serde::Serialize;
-use servers::{Running, Server};
+use servers::{RoomNames, Running, Server};
 
 #[derive(Debug, Parser)]
 #[command(version, about)]
@@ -62,6 +62,9 @@ struct Arguments {
     /// What the names of rooms begin with, where several load one server.
     #[arg(long, value_name = "NAME", default_value = servers::ROOMS)]
     rooms: String,
+    /// Uses only rooms that this one of two shards has.
+    #[arg(long, value_name = "0 OR 1")]
+    shard: Option<usize>,
 }
 
 /// A line of the results.
@@ -127,7 +130,8 @@ fn run(arguments: &Arguments) -> io::Result<bool> {
             for &server in &servers {
                 let outcome = match (arguments.address, arguments.pid) {
                     (Some(address), Some(pid)) => {
-                        let running = Running::at(address, pid, arguments.rooms.clone());
+                        let running =
+                            Running::at(address, pid, RoomNames::new(&arguments.rooms, arguments.shard));
                         scenario::run_against(scenario, server, &running, arguments.seconds)
                     }
                     _ => scenario::run(scenario, server, arguments.seconds),

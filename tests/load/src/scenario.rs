@@ -212,7 +212,7 @@ pub(crate) fn run_against(
         server,
         process: running.process.clone(),
         generator: Process::new(std::process::id()),
-        fleet: Fleet::new(running.address, server.dialect(), &running.rooms)?,
+        fleet: Fleet::new(running.address, server.dialect(), running.rooms.clone())?,
         empty: running.process.usage()?,
         window: Duration::from_secs_f64(seconds),
         outcome: Outcome::default(),

@@ -12,6 +12,8 @@ use std::{
 
 use clap::ValueEnum;
 use serde::Serialize;
+use yrs_websocket::RoomName;
+use yrs_websocket_host::shard_of;
 
 use crate::{fleet::Dialect, measure::Process};
 
@@ -103,7 +105,7 @@ pub(crate) struct Running {
     pub(crate) address: SocketAddr,
     pub(crate) process: Process,
     /// What the names of rooms begin with.
-    pub(crate) rooms: String,
+    pub(crate) rooms: RoomNames,
 }
 
 impl Running {
@@ -122,7 +124,7 @@ impl Running {
         pinned.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let child = pinned.spawn()?;
         let process = Process::new(child.id());
-        let mut running = Self { child: Some(child), address, process, rooms: ROOMS.into() };
+        let mut running = Self { child: Some(child), address, process, rooms: RoomNames::new(ROOMS, None) };
         let end = Instant::now() + START_TIME;
         while TcpStream::connect(address).is_err() {
             let ended = running.child.as_mut().map_or(Ok(None), Child::try_wait)?;
@@ -141,7 +143,7 @@ impl Running {
     }
 
     /// A server that somebody else has started, and ends.
-    pub(crate) fn at(address: SocketAddr, pid: u32, rooms: String) -> Self {
+    pub(crate) fn at(address: SocketAddr, pid: u32, rooms: RoomNames) -> Self {
         Self { child: None, address, process: Process::new(pid), rooms }
     }
 }
@@ -174,6 +176,32 @@ pub(crate) fn scratch() -> io::Result<PathBuf> {
     let scratch = built.join("load");
     fs::create_dir_all(&scratch)?;
     Ok(scratch)
+}
+
+/// Makes names of rooms.
+#[derive(Debug, Clone)]
+pub(crate) struct RoomNames {
+    prefix: String,
+    shard: Option<usize>,
+    tried: usize,
+}
+
+impl RoomNames {
+    /// Of all rooms, or of those that one of two shards has.
+    pub(crate) fn new(prefix: &str, shard: Option<usize>) -> Self {
+        Self { prefix: prefix.into(), shard, tried: 0 }
+    }
+
+    pub(crate) fn next(&mut self) -> String {
+        loop {
+            let name = format!("{}-{}", self.prefix, self.tried);
+            self.tried += 1;
+            let is_of = |shard| RoomName::new(&name).is_ok_and(|name| shard_of(&name, 2) == shard);
+            if self.shard.is_none_or(is_of) {
+                return name;
+            }
+        }
+    }
 }
 
 /// What the names of rooms begin with, unless told.
