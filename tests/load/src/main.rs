@@ -63,8 +63,8 @@ struct Arguments {
     #[arg(long, value_name = "NAME", default_value = servers::ROOMS)]
     rooms: String,
     /// Uses only rooms that this one of two shards has.
-    #[arg(long, value_name = "0 OR 1")]
-    shard: Option<usize>,
+    #[arg(long, requires = "address", value_name = "SHARD", value_parser = ["0", "1"])]
+    shard: Option<String>,
 }
 
 /// A line of the results.
@@ -130,8 +130,8 @@ fn run(arguments: &Arguments) -> io::Result<bool> {
             for &server in &servers {
                 let outcome = match (arguments.address, arguments.pid) {
                     (Some(address), Some(pid)) => {
-                        let running =
-                            Running::at(address, pid, RoomNames::new(&arguments.rooms, arguments.shard));
+                        let shard = arguments.shard.as_ref().map(|shard| usize::from(shard == "1"));
+                        let running = Running::at(address, pid, RoomNames::new(&arguments.rooms, shard));
                         scenario::run_against(scenario, server, &running, arguments.seconds)
                     }
                     _ => scenario::run(scenario, server, arguments.seconds),

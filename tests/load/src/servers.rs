@@ -104,7 +104,7 @@ pub(crate) struct Running {
     child: Option<Child>,
     pub(crate) address: SocketAddr,
     pub(crate) process: Process,
-    /// What the names of rooms begin with.
+    /// How its rooms are named.
     pub(crate) rooms: RoomNames,
 }
 
@@ -178,24 +178,25 @@ pub(crate) fn scratch() -> io::Result<PathBuf> {
     Ok(scratch)
 }
 
-/// Makes names of rooms.
+/// Makes names of rooms: a beginning, and a number.
 #[derive(Debug, Clone)]
 pub(crate) struct RoomNames {
     prefix: String,
     shard: Option<usize>,
-    tried: usize,
+    /// The number of the next name to look at.
+    number: usize,
 }
 
 impl RoomNames {
-    /// Of all rooms, or of those that one of two shards has.
+    /// For any room, or for those that this one of two shards, 0 or 1, has.
     pub(crate) fn new(prefix: &str, shard: Option<usize>) -> Self {
-        Self { prefix: prefix.into(), shard, tried: 0 }
+        Self { prefix: prefix.into(), shard, number: 0 }
     }
 
     pub(crate) fn next(&mut self) -> String {
         loop {
-            let name = format!("{}-{}", self.prefix, self.tried);
-            self.tried += 1;
+            let name = format!("{}-{}", self.prefix, self.number);
+            self.number += 1;
             let is_of = |shard| RoomName::new(&name).is_ok_and(|name| shard_of(&name, 2) == shard);
             if self.shard.is_none_or(is_of) {
                 return name;
