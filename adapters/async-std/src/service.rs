@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures_io::{AsyncRead, AsyncWrite};
-use yrs_websocket_host::{Admitted, Bell, Drained, Options, Shards, seed, stream};
+use yrs_websocket_host::{Admitted, Bell, Drained, Next, Options, Shards, seed, stream};
 use yrs_websocket_store::Store;
 
 use crate::{Runtime, Stream, now};
@@ -121,7 +121,7 @@ impl yrs_websocket_host::Socket for Socket {
         Err(io::ErrorKind::WouldBlock.into())
     }
 
-    fn wake(&mut self) {
+    fn wake(&mut self, _: Next) {
         self.0.ring();
     }
 }

@@ -29,9 +29,9 @@ pub trait Socket {
     /// nothing.
     fn try_write(&mut self, buffers: &[IoSlice<'_>]) -> io::Result<usize>;
 
-    /// Asks whoever reads this connection to look at [`Host::next`]: the outbox waits for the socket,
-    /// or the connection has ended. May be called often.
-    fn wake(&mut self);
+    /// Tells whoever reads this connection what is next, as [`Host::next`] says: the outbox waits for the
+    /// socket, or the connection has ended. May be called often.
+    fn wake(&mut self, next: Next);
 }
 
 /// What the runtime does next about a connection.
@@ -438,9 +438,18 @@ impl<S: Socket> Host<S> {
 
     /// What to do next about a connection.
     pub fn next(&self, id: ConnectionId) -> Next {
-        let Some(connection) = get(&self.slots, id) else { return Next::Drop };
-        let write = !connection.outbox.is_empty();
-        if connection.websocket.is_closed() && !write { Next::ShutDown } else { Next::Run { write } }
+        get(&self.slots, id).map_or(Next::Drop, Connection::next)
+    }
+
+    /// The end of a connection that it was [made with](Self::connect).
+    pub fn socket_mut(&mut self, id: ConnectionId) -> Option<&mut S> {
+        Some(&mut self.get_mut(id)?.socket)
+    }
+
+    /// The connection in a slot: see [`slot_of_connection`].
+    pub fn connection_in(&self, slot: usize) -> Option<ConnectionId> {
+        self.slots.get(slot)?.connection.as_ref()?;
+        Some(self.connection_id(slot as u32))
     }
 
     /// When [`Host::timeout`] has something to do.
@@ -644,8 +653,7 @@ impl<S: Socket> Host<S> {
         self.leave(now, id);
         let Some(connection) = self.get_mut(id) else { return };
         connection.linger_until = Some(now + LINGER);
-        // The task has to shut down the write side.
-        connection.socket.wake();
+        connection.socket.wake(connection.next());
         self.watch(id);
     }
 
@@ -669,7 +677,7 @@ impl<S: Socket> Host<S> {
         if let Some(deadline) = connection.deadline {
             self.deadlines.remove(&(deadline, id));
         }
-        connection.socket.wake();
+        connection.socket.wake(Next::Drop);
     }
 
     /// Moves what the WebSocket layer has to say behind what is in the outbox.
@@ -723,7 +731,7 @@ impl<S: Socket> Host<S> {
     fn after_write(&mut self, now: Instant, id: ConnectionId) {
         let Some(connection) = self.get_mut(id) else { return };
         if !connection.outbox.is_empty() || connection.websocket.is_closed() {
-            connection.socket.wake();
+            connection.socket.wake(connection.next());
         }
         self.weigh_outbox(now, id);
     }
@@ -791,6 +799,13 @@ impl<S: Socket> Host<S> {
     }
 }
 
+impl<S> Connection<S> {
+    fn next(&self) -> Next {
+        let write = !self.outbox.is_empty();
+        if self.websocket.is_closed() && !write { Next::ShutDown } else { Next::Run { write } }
+    }
+}
+
 /// A frame in one piece, or where it is long as a header and the bytes that somebody sent.
 fn framed(frame: &Bytes) -> (Bytes, Bytes) {
     if frame.len() <= COPIED_FRAME_MAX {
@@ -813,6 +828,11 @@ fn get_mut<S>(slots: &mut [Slot<S>], id: ConnectionId) -> Option<&mut Connection
 /// Which host has made the id of a connection.
 pub fn shard_of_connection(id: ConnectionId) -> usize {
     (id.0 >> SHARD_SHIFT) as usize
+}
+
+/// Which slot of its host a connection has: a small number, which later ones have again.
+pub fn slot_of_connection(id: ConnectionId) -> usize {
+    index(id)
 }
 
 fn index(id: ConnectionId) -> usize {

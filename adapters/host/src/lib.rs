@@ -57,7 +57,9 @@ mod upgrade;
 
 pub use bell::Bell;
 pub use client::{Client, ClientHandle, ClientNext, ClientOptions, DialError, target};
-pub use host::{Completion, Counters, Host, Next, Observer, Socket, Step, shard_of_connection};
+pub use host::{
+    Completion, Counters, Host, Next, Observer, Socket, Step, shard_of_connection, slot_of_connection,
+};
 pub use shards::{ACCEPT_RETRY_DELAY, Drained, Shards, seed};
 pub use storage::Storage;
 pub use upgrade::{Admission, Admitted, Hooks, Limits, Options, Upgrade, shard_of};

@@ -143,6 +143,23 @@ impl<S: Socket + Send + 'static> Shards<S> {
         }
     }
 
+    /// As [`with`](Self::with), for who keeps the time of the host itself: does what is due as well, and says
+    /// when something is next, as [`arm`](Self::arm) does.
+    pub fn turn(&self, shard: usize, f: impl FnOnce(&mut Host<S>, Instant)) -> Option<Instant> {
+        let shard = &self.shards[shard];
+        let mut locked = shard.lock();
+        let now = (self.clock)();
+        f(&mut locked.host, now);
+        let mut next = locked.host.next_timeout();
+        if next.is_some_and(|next| next <= now) {
+            locked.host.timeout(now);
+            next = locked.host.next_timeout();
+        }
+        locked.armed = next;
+        self.look_whether_drained(shard, locked);
+        next
+    }
+
     /// Lets a host do something, and who keeps its time know if something is due earlier now.
     pub fn with<R>(&self, shard: usize, f: impl FnOnce(&mut Host<S>, Instant) -> R) -> R {
         let shard = &self.shards[shard];
@@ -153,11 +170,15 @@ impl<S: Socket + Send + 'static> Shards<S> {
             locked.armed = next;
             shard.bell.ring();
         }
+        self.look_whether_drained(shard, locked);
+        result
+    }
+
+    fn look_whether_drained(&self, shard: &Shard<S>, locked: MutexGuard<'_, Locked<S>>) {
         if locked.host.is_drained() && !shard.is_drained.swap(true, Ordering::Relaxed) {
             drop(locked);
             self.drained.ring();
         }
-        result
     }
 
     /// Lets a connection in: see [`Host::connect`].

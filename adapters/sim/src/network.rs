@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use yrs_websocket_host::Socket;
+use yrs_websocket_host::{Next, Socket};
 
 use crate::random::Random;
 
@@ -237,7 +237,7 @@ impl Socket for SimSocket {
         Ok(taken)
     }
 
-    fn wake(&mut self) {
+    fn wake(&mut self, _: Next) {
         self.network.borrow_mut().woken.insert(self.link);
     }
 }

@@ -39,7 +39,7 @@ impl yrs_websocket_host::Socket for Socket {
         written
     }
 
-    fn wake(&mut self) {
+    fn wake(&mut self, _: Next) {
         write_rest(&self.0);
     }
 }

@@ -9,15 +9,14 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    runtime,
     sync::oneshot,
     time,
 };
-use yrs_websocket_host::{Admitted, Drained, Options, Shards, seed, stream};
+use yrs_websocket_host::{Admitted, Bell, Drained, Options, Shards, seed, stream};
 use yrs_websocket_store::Store;
 
 use crate::{
-    connection::{self, Socket},
+    event_loop::{End, EventLoop, Socket},
     stream::Stream,
 };
 
@@ -42,8 +41,7 @@ pub struct Service(Arc<Running>);
 #[derive(Debug)]
 struct Running {
     shards: Arc<Shards<Socket>>,
-    /// Where the TCP connections of each shard live, and its time is kept.
-    runtimes: Vec<runtime::Handle>,
+    event_loops: Vec<EventLoop>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -68,17 +66,10 @@ impl Service {
 
     fn start(shards: Arc<Shards<Socket>>) -> io::Result<Self> {
         // Where a later thread cannot be started, the drop of this ends the earlier ones.
-        let mut running = Running { shards, runtimes: Vec::new(), threads: Mutex::new(Vec::new()) };
+        let mut running = Running { shards, event_loops: Vec::new(), threads: Mutex::new(Vec::new()) };
         for shard in 0..running.shards.len() {
-            let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-            running.runtimes.push(runtime.handle().clone());
-            let shards = Arc::clone(&running.shards);
-            let thread = thread::Builder::new().name(format!("yrs-shard-{shard}"));
-            let keep_time = async move { stream::keep_time(&shards, shard, sleep_until).await };
-            let thread = thread.spawn(move || {
-                // As a task: what a runtime blocks on is woken by a system call, even by its own thread.
-                let _ = runtime.block_on(async { tokio::spawn(keep_time).await });
-            })?;
+            let (event_loop, thread) = EventLoop::start(&running.shards, shard)?;
+            running.event_loops.push(event_loop);
             running.threads.get_mut().unwrap_or_else(PoisonError::into_inner).push(thread);
         }
         Ok(Self(Arc::new(running)))
@@ -100,7 +91,7 @@ impl Service {
     pub async fn accept_stream(&self, stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
         let mut stream = Stream(stream);
         match stream::read_request(&self.0.shards, &mut stream, sleep_until).await? {
-            Some(admitted) => connection::serve_stream(&self.0.shards, &mut stream, admitted).await,
+            Some(admitted) => self.serve_task(&mut stream, admitted).await,
             None => Ok(()),
         }
     }
@@ -116,7 +107,7 @@ impl Service {
         stream: impl AsyncRead + AsyncWrite + Unpin,
         admitted: Admitted,
     ) -> io::Result<()> {
-        connection::serve_stream(&self.0.shards, &mut Stream(stream), admitted).await
+        self.serve_task(&mut Stream(stream), admitted).await
     }
 
     /// Refuses connections from now on, makes everything durable, sends everybody away one after
@@ -143,10 +134,22 @@ impl Service {
         let Ok(Some(admitted)) = stream::read_request(shards, &mut stream, sleep_until).await else {
             return;
         };
-        // It moves to the runtime of its room's shard.
         let Ok(stream) = stream.0.into_std() else { return };
-        let runtime = &self.0.runtimes[shards.of(admitted.room())];
-        runtime.spawn(connection::serve_tcp(Arc::clone(shards), stream, admitted));
+        let event_loop = &self.0.event_loops[shards.of(admitted.room())];
+        let Err((stream, refusal)) = event_loop.connect(shards, stream, admitted) else { return };
+        let Ok(stream) = TcpStream::from_std(stream) else { return };
+        let linger = sleep_until(shards.now() + stream::REFUSAL_LINGER);
+        let _ = stream::refuse(&mut Stream(stream), &refusal, linger).await;
+    }
+
+    async fn serve_task(
+        &self,
+        stream: &mut Stream<impl AsyncRead + AsyncWrite + Unpin>,
+        admitted: Admitted,
+    ) -> io::Result<()> {
+        let bell = Arc::new(Bell::default());
+        let socket = Socket(End::Task(Arc::clone(&bell)));
+        stream::serve(&self.0.shards, socket, &bell, stream, admitted, sleep_until).await
     }
 }
 

@@ -164,7 +164,7 @@ impl Socket for Pipe {
         Ok(taken)
     }
 
-    fn wake(&mut self) {
+    fn wake(&mut self, _: Next) {
         self.state().wakes += 1;
     }
 }
