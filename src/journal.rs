@@ -268,7 +268,7 @@ impl Journal {
     /// has outgrown the snapshot, for example, every byte is squashed a bounded number of times.
     pub fn squash(&self, options: SquashOptions) -> Squash {
         let (first, others) = self.parked.runs();
-        Squash {
+        Squash(Box::new(Covered {
             log: self.log().cloned().collect(),
             parked: Update::encode(&first, &IdSet::default()),
             conflicting: others
@@ -277,7 +277,7 @@ impl Journal {
                 .collect(),
             mark: self.mark(),
             options,
-        }
+        }))
     }
 
     fn log(&self) -> impl Iterator<Item = &Update> {
@@ -290,7 +290,8 @@ impl Journal {
     /// resumed where it stopped.
     fn advance(&mut self, update: &Update) -> Arrival {
         let mut arrival = Arrival::default();
-        let mut blocked = BTreeMap::<Id, Sections<'_>>::new();
+        // Mostly not there: even the drop of an empty map takes its time.
+        let mut blocked = None::<BTreeMap<Id, Sections<'_>>>;
         let mut ready = Sections::new();
         let mut structs = update.structs();
         let mut next = structs.next();
@@ -301,13 +302,12 @@ impl Journal {
                 Stop::End(next) => next,
                 Stop::Gap => structs.find(|s| s.id.client != client),
                 Stop::Unmet(s, id) => {
+                    let blocked = blocked.get_or_insert_default();
                     blocked.entry(id).or_default().push((s, structs.clone()));
                     structs.find(|s| s.id.client != client)
                 }
             };
-            if blocked.is_empty() {
-                continue;
-            }
+            let Some(blocked) = blocked.as_mut() else { continue };
             let mut moved = client;
             loop {
                 let clock = self.state.clock(moved);
@@ -324,7 +324,7 @@ impl Journal {
                 }
             }
         }
-        arrival.needs_care |= !blocked.is_empty();
+        arrival.needs_care |= blocked.is_some_and(|blocked| !blocked.is_empty());
         arrival
     }
 
@@ -496,7 +496,12 @@ pub struct Mark(u64);
 /// A squash of all that a [`Journal`] held: work to be done, on another thread if need be.
 #[derive(Debug, Clone)]
 #[must_use]
-pub struct Squash {
+// Boxed, because every output takes as much room as the largest.
+pub struct Squash(Box<Covered>);
+
+/// What a squash covers.
+#[derive(Debug, Clone)]
+struct Covered {
     log: Vec<Update>,
     parked: Update,
     conflicting: Vec<Bytes>,
@@ -507,15 +512,16 @@ pub struct Squash {
 impl Squash {
     /// Does the work.
     pub fn run(self) -> Squashed {
-        let log = squash(&self.log, self.options);
-        let state = if self.parked.is_empty() {
+        let Covered { log, parked, conflicting, mark, options } = *self.0;
+        let log = squash(&log, options);
+        let state = if parked.is_empty() {
             log.bytes().clone()
         } else {
             // Cut where a part is deleted, or merged with its neighbour, a parked struct would hang on
             // something else than before.
-            join(&[log.clone(), self.parked]).bytes().clone()
+            join(&[log.clone(), parked]).bytes().clone()
         };
-        Squashed { state, conflicting: self.conflicting, mark: self.mark, log }
+        Squashed { state, conflicting, mark, log }
     }
 }
 

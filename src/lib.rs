@@ -390,7 +390,7 @@ impl CloseReason {
 /// What is to be done, in this order: by a [`Server`], or with its own outputs by a [`Provider`].
 #[derive(Debug)]
 #[must_use = "an output that is ignored is data lost"]
-pub struct Outputs<O = Output>(SmallVec<[O; 4]>);
+pub struct Outputs<O = Output>(SmallVec<[O; 2]>);
 
 impl<O> Outputs<O> {
     fn push(&mut self, output: O) {
@@ -438,7 +438,7 @@ impl<O> IntoIterator for Outputs<O> {
 /// Hands out [`Outputs`] one by one.
 #[derive(Debug)]
 #[must_use = "an output that is ignored is data lost"]
-pub struct OutputsIntoIter<O = Output>(smallvec::IntoIter<[O; 4]>);
+pub struct OutputsIntoIter<O = Output>(smallvec::IntoIter<[O; 2]>);
 
 impl<O> Iterator for OutputsIntoIter<O> {
     type Item = O;

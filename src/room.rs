@@ -624,7 +624,7 @@ impl Room {
         out: &mut Outputs,
     ) {
         let mut asks_back = false;
-        let mut outdated = BTreeSet::new();
+        let mut outdated = None::<BTreeSet<ClientId>>;
         for message in Message::decode(frame) {
             // An earlier message of the frame may have closed it.
             if !self.peers.contains_key(&connection) {
@@ -673,7 +673,10 @@ impl Room {
                     }
                 }
                 Message::Awareness(update) => match awareness::decode(&update, self.config.depth_max) {
-                    Ok(entries) => outdated.append(&mut self.announce(now, connection, entries, out)),
+                    Ok(entries) => {
+                        let mut announced = self.announce(now, connection, entries, out);
+                        outdated.get_or_insert_default().append(&mut announced);
+                    }
                     Err(error) => return self.close(now, connection, CloseReason::Awareness(error), out),
                 },
                 Message::QueryAwareness if mem::replace(&mut answered.presence, true) => {}
@@ -692,7 +695,7 @@ impl Room {
         if asks_back {
             self.ask(now, connection, out);
         }
-        if !outdated.is_empty()
+        if let Some(outdated) = outdated.filter(|outdated| !outdated.is_empty())
             && let Some(update) = self.awareness.encode(&outdated)
         {
             self.send(now, connection, Due::Presence, Message::Awareness(update).encode(), out);
@@ -813,37 +816,47 @@ impl Room {
             self.flush(now, out);
         }
         self.batch_bytes += new.bytes().len();
-        self.batch.push(Change { number: self.changes, author, update: new, frame, stands_alone });
+        let change = Change { number: self.changes, author, update: new, frame, stands_alone };
         let is_full = stands_alone || self.batch_bytes >= self.config.flush_bytes;
         self.burst = match self.burst {
             (who, when, count) if (who, when) == (author, Some(now)) => (who, when, count + 1),
             _ => (author, Some(now), 1),
         };
         if is_full || self.flush.is_ready(now, self.config.flush_interval) {
-            self.flush(now, out);
-        } else if self.burst.2 >= BURST_COUNT {
+            self.flush_with(now, Some(change), out);
+            return true;
+        }
+        self.batch.push(change);
+        if self.burst.2 >= BURST_COUNT {
             // Not before the rest of the burst has come.
             self.flush.due = Some(now);
         }
         true
     }
 
-    /// Sends the batch to everybody but its authors, hands it to the store.
     fn flush(&mut self, now: Instant, out: &mut Outputs) {
+        self.flush_with(now, None, out);
+    }
+
+    /// Sends the batch, and one more change, to everybody but its authors, hands it to the store.
+    fn flush_with(&mut self, now: Instant, last: Option<Change>, out: &mut Outputs) {
         self.flush.due = None;
-        if self.batch.is_empty() {
+        let mut batch: SmallVec<[Change; 1]> = mem::take(&mut self.batch).into();
+        batch.extend(last);
+        if batch.is_empty() {
             return;
         }
         self.flush.last = Some(now);
         self.batch_bytes = 0;
-        let mut batch = mem::take(&mut self.batch);
         let Change { number: first_change, stands_alone, .. } = batch[0];
         let last_change = first_change + batch.len() as u64 - 1;
         // Who is shown nothing of it before it is durable, or only the part that others made.
         let mut authors: SmallVec<[ConnectionId; 2]> =
             batch.iter().filter_map(|change| change.author).collect();
-        authors.sort_unstable();
-        authors.dedup();
+        if batch.len() > 1 {
+            authors.sort_unstable();
+            authors.dedup();
+        }
         let writers = authors.len();
         let immediate = self.config.echo == Echo::Immediate;
         let durable = self.config.echo == Echo::Durable;
@@ -1050,12 +1063,14 @@ impl Room {
 
     fn storage_advanced(&mut self, now: Instant, out: &mut Outputs) {
         self.storage.write(&self.name, out);
-        for connection in mem::take(&mut self.askers) {
-            if let Some(peer) = self.peers.get_mut(&connection)
-                && peer.congestion.is_none()
-                && let Some(question) = peer.question.take()
-            {
-                self.answer_or_wait(now, connection, *question, out);
+        if !self.askers.is_empty() {
+            for connection in mem::take(&mut self.askers) {
+                if let Some(peer) = self.peers.get_mut(&connection)
+                    && peer.congestion.is_none()
+                    && let Some(question) = peer.question.take()
+                {
+                    self.answer_or_wait(now, connection, *question, out);
+                }
             }
         }
         self.after_change(now, out);

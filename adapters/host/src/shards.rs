@@ -143,9 +143,9 @@ impl<S: Socket + Send + 'static> Shards<S> {
         }
     }
 
-    /// As [`with`](Self::with), for who keeps the time of the host itself: does what is due as well, and says
-    /// when something is next, as [`arm`](Self::arm) does.
-    pub fn turn(&self, shard: usize, f: impl FnOnce(&mut Host<S>, Instant)) -> Option<Instant> {
+    /// As [`with`](Self::with), for who keeps the time of the host as well: does what is due, and says for how
+    /// long nothing will be, if not for ever. What changes that rings the [bell](Self::bell).
+    pub fn turn(&self, shard: usize, f: impl FnOnce(&mut Host<S>, Instant)) -> Option<Duration> {
         let shard = &self.shards[shard];
         let mut locked = shard.lock();
         let now = (self.clock)();
@@ -157,7 +157,7 @@ impl<S: Socket + Send + 'static> Shards<S> {
         }
         locked.armed = next;
         self.look_whether_drained(shard, locked);
-        next
+        next.map(|next| next.saturating_duration_since(now))
     }
 
     /// Lets a host do something, and who keeps its time know if something is due earlier now.

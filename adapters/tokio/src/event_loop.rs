@@ -161,15 +161,16 @@ impl Running {
     fn run(mut self, mut poll: Poll) {
         let waker = task::Waker::from(Arc::clone(&self.caller));
         let mut events = Events::with_capacity(EVENTS_MAX);
-        let mut due = None;
+        let mut rest = None;
         while !self.shards.is_stopped() {
             self.caller.is_waiting.store(true, Ordering::SeqCst);
             while self.caller.is_called.load(Ordering::SeqCst) {
                 self.caller.is_called.store(false, Ordering::SeqCst);
                 while self.shards.bell(self.shard).poll(&mut Context::from_waker(&waker)).is_ready() {}
-                due = self.shards.arm(self.shard);
+                rest = self.shards.turn(self.shard, |_, _| {});
             }
-            let polled = poll.poll(&mut events, self.timeout(due));
+            let polled =
+                poll.poll(&mut events, if self.unread.is_empty() { rest } else { Some(Duration::ZERO) });
             self.caller.is_waiting.store(false, Ordering::Relaxed);
             match polled {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -188,33 +189,26 @@ impl Running {
                     None => self.ready.push(ready),
                 }
             }
-            due = self.serve_all();
+            rest = self.serve_all();
         }
     }
 
-    fn timeout(&self, due: Option<Instant>) -> Option<Duration> {
-        if !self.unread.is_empty() {
-            return Some(Duration::ZERO);
-        }
-        due.map(|due| due.saturating_duration_since(self.shards.now()))
-    }
-
-    /// Serves who is ready, does what is due, and says when something is due next.
-    fn serve_all(&mut self) -> Option<Instant> {
+    /// Serves who is ready, does what is due, and says for how long nothing is.
+    fn serve_all(&mut self) -> Option<Duration> {
         let Self { shards, shard, ready, unread, scratch, .. } = self;
         if ready.is_empty() {
             return shards.turn(*shard, |_, _| {});
         }
-        let mut due = None;
+        let mut rest = None;
         // Each by itself, that others get at the host in between.
         for ready in ready.drain(..) {
-            due = shards.turn(*shard, |host, now| {
+            rest = shards.turn(*shard, |host, now| {
                 if serve(host, now, ready, scratch) {
                     unread.push(Ready { is_writable: false, ..ready });
                 }
             });
         }
-        due
+        rest
     }
 }
 

@@ -44,6 +44,10 @@ pub struct Connection {
     // What is asked for each frame that is sent comes first: whoever keeps many connections has the rest cold.
     deflate: Option<AgreedDeflate>,
     state: State,
+    /// Whether nothing is held of a frame or of a message.
+    is_between: bool,
+    /// Whether there is something in `pong` or `output`.
+    has_output: bool,
     /// Bytes in `header`; they are no complete header.
     header_len: u8,
     header: [u8; HEADER_LEN_MAX],
@@ -80,6 +84,8 @@ impl Connection {
             masks,
             deflate: None,
             state: State::Open,
+            is_between: true,
+            has_output: false,
             header: [0; HEADER_LEN_MAX],
             header_len: 0,
             frame: None,
@@ -105,16 +111,23 @@ impl Connection {
     /// [`next_output`](Self::next_output) and its own answers after each event.
     #[must_use]
     pub fn receive(&mut self, now: Instant, input: &mut &mut [u8]) -> Option<Event> {
-        if self.state == State::Closed {
+        if self.state == State::Closed || input.is_empty() {
             *input = &mut [];
             return None;
         }
         // Any byte is a sign of life. The time to answer our close, however, is not extended by other traffic.
-        if !input.is_empty() && self.is_open() {
+        if self.is_open() {
             self.state = State::Open;
             self.deadline = self.config.ping_deadline(now);
+            if self.is_between
+                && let Some(message) = self.receive_whole(input)
+            {
+                return Some(Event::Binary(message));
+            }
         }
-        match self.receive_frames(input) {
+        let received = self.receive_frames(input);
+        self.is_between = self.header_len == 0 && self.frame.is_none() && self.message.is_none();
+        match received {
             Ok(event) => event,
             Err(violation) => {
                 if self.is_open() {
@@ -168,15 +181,22 @@ impl Connection {
     /// A pong comes first, then everything that was sent since the last call, as one piece. Behind frames of the
     /// caller's own ([`encode_frame`](crate::encode_frame)) it has to keep its place: a close frame is the last.
     pub fn next_output(&mut self) -> Option<Bytes> {
+        if !self.has_output {
+            return None;
+        }
         if let Some(payload) = self.pong.take() {
             let mut pong = Vec::new();
             frame::append_frame(&mut pong, FrameKind::Pong, &payload, self.masks.as_mut());
             return Some(Bytes::from(pong));
         }
-        if self.output.is_empty() {
-            return None;
-        }
-        Some(Bytes::from(mem::take(&mut self.output)))
+        self.has_output = false;
+        Some(Bytes::from(mem::take(&mut self.output))).filter(|output| !output.is_empty())
+    }
+
+    /// Whether [`next_output`](Self::next_output) has something.
+    #[must_use]
+    pub fn has_output(&self) -> bool {
+        self.has_output
     }
 
     /// Does what is due at [`next_timeout`](Self::next_timeout): sends a ping, or gives up waiting.
@@ -231,6 +251,25 @@ impl Connection {
     #[must_use]
     pub fn deflate(&self) -> Option<AgreedDeflate> {
         self.deflate
+    }
+
+    /// Reads a binary message that is there as a whole, in one frame and not compressed: most are. Whatever else it is,
+    /// or wrong with it, is for [`receive_frames`](Self::receive_frames).
+    fn receive_whole(&mut self, input: &mut &mut [u8]) -> Option<Bytes> {
+        let (header, header_len) = Header::parse(input, self.masks.is_none(), false).ok()??;
+        let payload_len = usize::try_from(header.payload_len).ok()?;
+        if header.kind != FrameKind::message(Opcode::Binary)
+            || !header.fin
+            || payload_len > self.config.frame_len_max.min(self.config.message_len_max)
+            || payload_len > input.len() - header_len
+        {
+            return None;
+        }
+        let payload = &mut take_front(input, header_len + payload_len)[header_len..];
+        if let Some(mask) = header.mask {
+            frame::apply_mask(mask, payload);
+        }
+        Some(Bytes::copy_from_slice(payload))
     }
 
     fn receive_frames(&mut self, input: &mut &mut [u8]) -> Result<Option<Event>, Violation> {
@@ -343,6 +382,7 @@ impl Connection {
                     return Ok(None);
                 }
                 self.pong = Some(payload.clone());
+                self.has_output = true;
                 Ok(Some(Event::Ping(payload)))
             }
             FrameKind::Pong => {
@@ -390,6 +430,7 @@ impl Connection {
     }
 
     fn append(&mut self, kind: FrameKind, payload: &[u8]) {
+        self.has_output = true;
         frame::append_frame(&mut self.output, kind, payload, self.masks.as_mut());
     }
 
