@@ -14,15 +14,16 @@
 //!   socket is writable   -->  Host::writable                      |          |
 //!   deadline             -->  Host::timeout                       v          v
 //!   Socket::try_write    <--  outboxes: framed once, gathered   Send    Host::completed
-//!   Socket::wake         <--  Host::next: read, write, shut down, drop
+//!   Socket::wake         <--  what is next: read, write, shut down, drop
 //! ```
 //!
 //! Frames are written where they arise: a broadcast goes straight to each socket that takes it, and
-//! only a socket that does not is left to its own task, which [`Socket::wake`] calls.
+//! only a socket that does not is left to who reads it, whom [`Socket::wake`] tells.
 //!
 //! [`Shards`] are several hosts behind locks, for runtimes with threads. A [`Client`] is the same as a
 //! host for the other end: a [`Provider`](yrs_websocket::Provider), its connection
-//! and its outbox. [`stream`] drives both, for runtimes with tasks.
+//! and its outbox. [`stream`] drives both, for runtimes with tasks; an event loop that keeps the time of a shard itself
+//! serves it by [`Shards::turn`].
 //!
 //! # Who decides what
 //!

@@ -162,15 +162,19 @@ impl Running {
         let waker = task::Waker::from(Arc::clone(&self.caller));
         let mut events = Events::with_capacity(EVENTS_MAX);
         let mut rest = None;
-        while !self.shards.is_stopped() {
+        loop {
+            // Who calls from here on wakes the thread; who has called before is heard now, and then whether it is over.
             self.caller.is_waiting.store(true, Ordering::SeqCst);
             while self.caller.is_called.load(Ordering::SeqCst) {
                 self.caller.is_called.store(false, Ordering::SeqCst);
                 while self.shards.bell(self.shard).poll(&mut Context::from_waker(&waker)).is_ready() {}
                 rest = self.shards.turn(self.shard, |_, _| {});
             }
-            let polled =
-                poll.poll(&mut events, if self.unread.is_empty() { rest } else { Some(Duration::ZERO) });
+            if self.shards.is_stopped() {
+                return;
+            }
+            let timeout = if self.unread.is_empty() { rest } else { Some(Duration::ZERO) };
+            let polled = poll.poll(&mut events, timeout);
             self.caller.is_waiting.store(false, Ordering::Relaxed);
             match polled {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -178,8 +182,8 @@ impl Running {
                 Ok(()) => {}
             }
             mem::swap(&mut self.ready, &mut self.unread);
-            let (unread, called) = (self.ready.len(), CALLED);
-            for event in events.iter().filter(|event| event.token() != called) {
+            let unread = self.ready.len();
+            for event in events.iter().filter(|event| event.token() != CALLED) {
                 let ready = Ready::from(event);
                 match self.ready[..unread].iter_mut().find(|unread| unread.slot == ready.slot) {
                     Some(unread) => {
