@@ -515,16 +515,10 @@ impl<S: Socket> Host<S> {
     }
 
     fn step(&mut self, now: Instant, input: Input) -> Outputs {
-        if self.observer.is_none() {
-            return self.server.handle(now, input);
-        }
-        if let Some(observer) = &mut self.observer {
-            observer.before(now, &self.server, Step::Input(&input));
-        }
+        let Some(observer) = &mut self.observer else { return self.server.handle(now, input) };
+        observer.before(now, &self.server, Step::Input(&input));
         let outputs = self.server.handle(now, input);
-        if let Some(observer) = &mut self.observer {
-            observer.after(&self.server, &outputs);
-        }
+        observer.after(&self.server, &outputs);
         outputs
     }
 

@@ -26,7 +26,7 @@ use crate::{
 ///
 /// A runtime serves connections by [`Shards::with`], and keeps the time of each host on a task or thread
 /// of its own: sleep until [`Shards::arm`] says or its [bell](Shards::bell) rings, then
-/// [`Shards::keep_time`].
+/// [`Shards::keep_time`]. An event loop does both by [`Shards::turn`].
 pub struct Shards<S> {
     options: Options,
     clock: fn() -> Instant,
@@ -144,7 +144,8 @@ impl<S: Socket + Send + 'static> Shards<S> {
     }
 
     /// As [`with`](Self::with), for who keeps the time of the host as well: does what is due, and says for how
-    /// long nothing will be, if not for ever. What changes that rings the [bell](Self::bell).
+    /// long from the beginning of `f` on nothing will be, if not for ever. What changes that rings the
+    /// [bell](Self::bell).
     pub fn turn(&self, shard: usize, f: impl FnOnce(&mut Host<S>, Instant)) -> Option<Duration> {
         let shard = &self.shards[shard];
         let mut locked = shard.lock();

@@ -235,16 +235,14 @@ pub async fn serve<S: Socket + Send + 'static, T: Future<Output = ()>>(
 
 /// Lets the host forget a connection when this is dropped, with the future that serves it perhaps.
 #[derive(Debug)]
-#[must_use]
-pub struct Forget<'a, S: Socket + Send + 'static> {
+struct Forget<'a, S: Socket + Send + 'static> {
     shards: &'a Shards<S>,
     shard: usize,
     id: ConnectionId,
 }
 
 impl<'a, S: Socket + Send + 'static> Forget<'a, S> {
-    /// Makes one for a connection of a host.
-    pub fn new(shards: &'a Shards<S>, shard: usize, id: ConnectionId) -> Self {
+    fn new(shards: &'a Shards<S>, shard: usize, id: ConnectionId) -> Self {
         Self { shards, shard, id }
     }
 }

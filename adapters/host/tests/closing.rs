@@ -38,9 +38,11 @@ fn a_close_of_ours_is_the_last_frame_and_the_stream_ends_after_the_answer() {
     world.receive(bob, masked(0x88, &4401u16.to_be_bytes()));
     assert!(pipe.state().wakes > wakes);
     assert_eq!(world.next(bob), Next::ShutDown);
+    assert_eq!(pipe.state().told, Some(Next::ShutDown));
     assert!(pipe.take().is_empty());
     world.host.ended(world.now, bob);
     assert_eq!(world.next(bob), Next::Drop);
+    assert_eq!(pipe.state().told, Some(Next::Drop));
     assert_eq!(world.host.counters().connections, 1);
 }
 
@@ -51,6 +53,7 @@ fn a_close_of_the_peer_is_echoed_and_the_stream_then_shut_down() {
     world.receive(alice, masked(0x88, &1000u16.to_be_bytes()));
     assert_eq!(pipe.frames(), [Frame::close(1000, "")]);
     assert_eq!(world.next(alice), Next::ShutDown);
+    assert_eq!(pipe.state().told, Some(Next::ShutDown));
     assert_eq!(world.host.server().connections(), 0, "the room knows at once");
     // What comes behind it is dropped.
     world.send(alice, STEP1);

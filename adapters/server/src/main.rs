@@ -209,11 +209,20 @@ async fn run(arguments: Arguments) -> Result<ExitCode, ExitCode> {
          new WebsocketProvider('ws://{address}', 'my-room', doc)"
     );
 
-    tokio::select! {
-        () = service.serve(listener) => {}
-        _ = terminate.recv() => info!("SIGTERM: draining"),
-        _ = interrupt.recv() => info!("SIGINT: draining"),
-    }
+    let is_told = tokio::select! {
+        () = service.serve(listener) => {
+            error!("a thread of the server has failed: ending");
+            false
+        }
+        _ = terminate.recv() => {
+            info!("SIGTERM: draining");
+            true
+        }
+        _ = interrupt.recv() => {
+            info!("SIGINT: draining");
+            true
+        }
+    };
     let ending = service.drain(deadline(DRAIN_TIME));
     tokio::pin!(ending);
     let drained = tokio::select! {
@@ -225,7 +234,7 @@ async fn run(arguments: Arguments) -> Result<ExitCode, ExitCode> {
     };
     if drained.durable {
         info!("everything is stored");
-        return Ok(ExitCode::SUCCESS);
+        return if is_told { Ok(ExitCode::SUCCESS) } else { Err(ExitCode::FAILURE) };
     }
     error!("the store did not take every edit in {} s; their authors still have them", DRAIN_TIME.as_secs());
     Err(ExitCode::FAILURE)

@@ -4,7 +4,7 @@ use std::{
     net::Shutdown,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     task::{self, Context, Wake},
@@ -13,7 +13,10 @@ use std::{
 };
 
 use mio::{Events, Interest, Poll, Registry, Token, event::Event, net::TcpStream};
-use yrs_websocket_host::{Admitted, Bell, Host, Next, Shards, rfc6455::Refusal, slot_of_connection};
+use tokio::runtime;
+use yrs_websocket_host::{Admitted, Bell, Host, Next, Shards, rfc6455::Refusal, slot_of_connection, stream};
+
+use crate::{service::sleep_until, stream::Stream};
 
 /// The host's end of a connection.
 #[derive(Debug)]
@@ -47,61 +50,33 @@ impl yrs_websocket_host::Socket for Socket {
     }
 }
 
-/// A thread that reads the TCP connections of a shard and keeps its time.
+/// The way of connections to the thread that serves a shard.
 #[derive(Debug)]
-pub(crate) struct EventLoop {
-    shard: usize,
-    registry: Registry,
+pub(crate) struct Incoming {
+    /// `None` once nobody takes them any more.
+    waiting: Mutex<Option<Vec<Connecting>>>,
+    caller: Arc<Caller>,
 }
 
-impl EventLoop {
-    /// Starts the thread, which ends when the server is stopped.
-    pub(crate) fn start(shards: &Arc<Shards<Socket>>, shard: usize) -> io::Result<(Self, JoinHandle<()>)> {
-        let poll = Poll::new()?;
-        let registry = poll.registry().try_clone()?;
-        let caller = Caller {
-            waker: mio::Waker::new(&registry, CALLED)?,
-            is_called: AtomicBool::new(true),
-            is_waiting: AtomicBool::new(false),
-        };
-        let running = Running {
-            shards: Arc::clone(shards),
-            shard,
-            caller: Arc::new(caller),
-            ready: Vec::new(),
-            unread: Vec::new(),
-            scratch: vec![0; SCRATCH_LEN],
-        };
-        let thread = thread::Builder::new().name(format!("yrs-shard-{shard}"));
-        let thread = thread.spawn(move || running.run(poll))?;
-        Ok((Self { shard, registry }, thread))
+#[derive(Debug)]
+struct Connecting {
+    stream: std::net::TcpStream,
+    admitted: Admitted,
+    /// Where it is refused if it comes to that: whoever is refused may take his time.
+    runtime: runtime::Handle,
+}
+
+impl Incoming {
+    /// Hands a connection over. Where the server is stopped, that ends it.
+    pub(crate) fn push(&self, stream: std::net::TcpStream, admitted: Admitted) {
+        if let Some(waiting) = &mut *self.waiting() {
+            waiting.push(Connecting { stream, admitted, runtime: runtime::Handle::current() });
+        }
+        self.caller.call();
     }
 
-    /// Lets a connection in; the event loop reads it from then on.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Shards::connect`].
-    pub(crate) fn connect(
-        &self,
-        shards: &Shards<Socket>,
-        stream: std::net::TcpStream,
-        admitted: Admitted,
-    ) -> Result<(), (std::net::TcpStream, Refusal)> {
-        let id = match shards.connect(Socket(End::Tcp(TcpStream::from_std(stream))), admitted) {
-            Ok(id) => id,
-            Err((Socket(End::Tcp(stream)), refusal)) => return Err((stream.into(), refusal)),
-            Err((Socket(End::Task(_)), _)) => return Ok(()),
-        };
-        shards.with(self.shard, |host, now| {
-            let Some(Socket(End::Tcp(stream))) = host.socket_mut(id) else { return };
-            // Not before: only now is its slot known. What has come meanwhile is told all the same.
-            let token = Token(slot_of_connection(id));
-            if self.registry.register(stream, token, Interest::READABLE | Interest::WRITABLE).is_err() {
-                host.ended(now, id);
-            }
-        });
-        Ok(())
+    fn waiting(&self) -> MutexGuard<'_, Option<Vec<Connecting>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -113,13 +88,19 @@ struct Caller {
     is_waiting: AtomicBool,
 }
 
-impl Wake for Caller {
-    fn wake(self: Arc<Self>) {
+impl Caller {
+    fn call(&self) {
         self.is_called.store(true, Ordering::SeqCst);
         if self.is_waiting.load(Ordering::SeqCst) {
             // It fails where the thread is gone.
             let _ = self.waker.wake();
         }
+    }
+}
+
+impl Wake for Caller {
+    fn wake(self: Arc<Self>) {
+        self.call();
     }
 }
 
@@ -144,12 +125,12 @@ impl From<&Event> for Ready {
     }
 }
 
-/// The thread of an event loop. When it ends, by a panic perhaps, the server is stopped: of its connections none must
-/// stay that nobody reads.
-struct Running {
+/// The thread that serves the TCP connections of a shard and keeps its time.
+pub(crate) struct EventLoop {
     shards: Arc<Shards<Socket>>,
     shard: usize,
-    caller: Arc<Caller>,
+    registry: Registry,
+    incoming: Arc<Incoming>,
     ready: Vec<Ready>,
     /// Of which the last read has not taken everything.
     unread: Vec<Ready>,
@@ -157,29 +138,67 @@ struct Running {
     scratch: Vec<u8>,
 }
 
-impl Running {
-    fn run(mut self, mut poll: Poll) {
-        let waker = task::Waker::from(Arc::clone(&self.caller));
+impl EventLoop {
+    /// Starts the thread, which ends when the server is stopped.
+    pub(crate) fn start(
+        shards: &Arc<Shards<Socket>>,
+        shard: usize,
+    ) -> io::Result<(Arc<Incoming>, JoinHandle<()>)> {
+        let poll = Poll::new()?;
+        let registry = poll.registry().try_clone()?;
+        let caller = Caller {
+            waker: mio::Waker::new(&registry, CALLED)?,
+            is_called: AtomicBool::new(true),
+            is_waiting: AtomicBool::new(false),
+        };
+        let incoming = Arc::new(Incoming { waiting: Mutex::new(Some(Vec::new())), caller: Arc::new(caller) });
+        let mut event_loop = Self {
+            shards: Arc::clone(shards),
+            shard,
+            registry,
+            incoming: Arc::clone(&incoming),
+            ready: Vec::new(),
+            unread: Vec::new(),
+            scratch: vec![0; SCRATCH_LEN],
+        };
+        let thread = thread::Builder::new().name(format!("yrs-shard-{shard}"));
+        let thread = thread.spawn(move || {
+            let _ = catch_unwind(AssertUnwindSafe(|| event_loop.run(poll)));
+            // Even after a panic: no connection must stay that nobody reads. Half a server would be worse than none.
+            event_loop.shards.stop();
+            *event_loop.incoming.waiting() = None;
+            let _ = catch_unwind(AssertUnwindSafe(|| event_loop.shards.keep_time(shard)));
+        })?;
+        Ok((incoming, thread))
+    }
+
+    fn run(&mut self, mut poll: Poll) {
+        let waker = task::Waker::from(Arc::clone(&self.incoming.caller));
         let mut events = Events::with_capacity(EVENTS_MAX);
         let mut rest = None;
         loop {
             // Who calls from here on wakes the thread; who has called before is heard now, and then whether it is over.
-            self.caller.is_waiting.store(true, Ordering::SeqCst);
-            while self.caller.is_called.load(Ordering::SeqCst) {
-                self.caller.is_called.store(false, Ordering::SeqCst);
+            let caller = &self.incoming.caller;
+            caller.is_waiting.store(true, Ordering::SeqCst);
+            while caller.is_called.load(Ordering::SeqCst) {
+                caller.is_called.store(false, Ordering::SeqCst);
                 while self.shards.bell(self.shard).poll(&mut Context::from_waker(&waker)).is_ready() {}
+                let connecting = self.incoming.waiting().as_mut().map(mem::take).unwrap_or_default();
+                connecting.into_iter().for_each(|connecting| self.connect(connecting));
                 rest = self.shards.turn(self.shard, |_, _| {});
             }
             if self.shards.is_stopped() {
                 return;
             }
             let timeout = if self.unread.is_empty() { rest } else { Some(Duration::ZERO) };
-            let polled = poll.poll(&mut events, timeout);
-            self.caller.is_waiting.store(false, Ordering::Relaxed);
+            let polled = poll.poll(&mut events, timeout.map(|timeout| timeout.min(WAIT_MAX)));
+            caller.is_waiting.store(false, Ordering::Relaxed);
             match polled {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(_) => return,
-                Ok(()) => {}
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                    panic!("the system does not tell what its sockets do: {error}")
+                }
+                // Where it was interrupted there are no events, and the time is looked at anew.
+                Ok(()) | Err(_) => {}
             }
             mem::swap(&mut self.ready, &mut self.unread);
             let unread = self.ready.len();
@@ -194,6 +213,24 @@ impl Running {
                 }
             }
             rest = self.serve_all();
+        }
+    }
+
+    fn connect(&self, Connecting { stream, admitted, runtime }: Connecting) {
+        let socket = Socket(End::Tcp(TcpStream::from_std(stream)));
+        match self.shards.connect(socket, admitted) {
+            Ok(id) => self.shards.with(self.shard, |host, now| {
+                let Some(Socket(End::Tcp(stream))) = host.socket_mut(id) else { return };
+                // Only now is its slot known. What has come meanwhile is told all the same.
+                let token = Token(slot_of_connection(id));
+                if self.registry.register(stream, token, Interest::READABLE | Interest::WRITABLE).is_err() {
+                    host.ended(now, id);
+                }
+            }),
+            Err((Socket(End::Tcp(stream)), refusal)) => {
+                drop(runtime.spawn(refuse(Arc::clone(&self.shards), stream.into(), refusal)));
+            }
+            Err((Socket(End::Task(_)), _)) => unreachable!("what is given back is what was given"),
         }
     }
 
@@ -216,14 +253,13 @@ impl Running {
     }
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.shards.stop();
-        self.shards.keep_time(self.shard);
-    }
+async fn refuse(shards: Arc<Shards<Socket>>, stream: std::net::TcpStream, refusal: Refusal) {
+    let Ok(stream) = tokio::net::TcpStream::from_std(stream) else { return };
+    let linger = sleep_until(shards.now() + stream::REFUSAL_LINGER);
+    let _ = stream::refuse(&mut Stream(stream), &refusal, linger).await;
 }
 
-/// Serves a connection, and says whether there is more to be read. A panic ends that connection alone.
+/// Serves a connection, and says whether there is more to be read. A panic ends that connection, as it would a task.
 fn serve(host: &mut Host<Socket>, now: Instant, ready: Ready, scratch: &mut [u8]) -> bool {
     let Some(id) = host.connection_in(ready.slot) else { return false };
     let serving = catch_unwind(AssertUnwindSafe(|| {
@@ -253,10 +289,21 @@ fn serve(host: &mut Host<Socket>, now: Instant, ready: Ready, scratch: &mut [u8]
 
 /// Where a read that does not fill the buffer has taken everything, and the next byte makes the stream readable
 /// again: epoll and kqueue. To ask once more would cost a system call for each message.
-const PARTIAL_READ_IS_LAST: bool = cfg!(unix);
+const PARTIAL_READ_IS_LAST: bool = cfg!(any(
+    target_os = "android",
+    target_os = "freebsd",
+    target_os = "illumos",
+    target_os = "linux",
+    target_os = "netbsd",
+    target_os = "openbsd",
+    target_vendor = "apple",
+));
 
-/// That the caller was heard.
+/// That somebody has called.
 const CALLED: Token = Token(usize::MAX);
+
+/// Some systems refuse to wait for years.
+const WAIT_MAX: Duration = Duration::from_secs(3600);
 
 /// Told at once.
 const EVENTS_MAX: usize = 256;

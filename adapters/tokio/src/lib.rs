@@ -2,8 +2,8 @@
 //!
 //! A [`Service`] has a number of shards, each with a part of the rooms and a thread. A TCP connection is accepted and
 //! its request read on the caller's runtime; it then lives on the thread of its room's shard, so that a broadcast
-//! touches no other core. That thread runs no tasks but an event loop of its own: what a runtime does between one
-//! message and the next was a fifth of all that a message cost.
+//! touches no other core. That thread runs an event loop, and no tasks: what a runtime does between one message and the
+//! next is a tenth of all that a message costs.
 //!
 //! ```no_run
 //! use tokio::net::TcpListener;

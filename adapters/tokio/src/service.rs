@@ -16,7 +16,7 @@ use yrs_websocket_host::{Admitted, Bell, Drained, Options, Shards, seed, stream}
 use yrs_websocket_store::Store;
 
 use crate::{
-    event_loop::{End, EventLoop, Socket},
+    event_loop::{End, EventLoop, Incoming, Socket},
     stream::Stream,
 };
 
@@ -41,7 +41,8 @@ pub struct Service(Arc<Running>);
 #[derive(Debug)]
 struct Running {
     shards: Arc<Shards<Socket>>,
-    event_loops: Vec<EventLoop>,
+    /// To the thread of each shard.
+    incoming: Vec<Arc<Incoming>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -66,10 +67,10 @@ impl Service {
 
     fn start(shards: Arc<Shards<Socket>>) -> io::Result<Self> {
         // Where a later thread cannot be started, the drop of this ends the earlier ones.
-        let mut running = Running { shards, event_loops: Vec::new(), threads: Mutex::new(Vec::new()) };
+        let mut running = Running { shards, incoming: Vec::new(), threads: Mutex::new(Vec::new()) };
         for shard in 0..running.shards.len() {
-            let (event_loop, thread) = EventLoop::start(&running.shards, shard)?;
-            running.event_loops.push(event_loop);
+            let (incoming, thread) = EventLoop::start(&running.shards, shard)?;
+            running.incoming.push(incoming);
             running.threads.get_mut().unwrap_or_else(PoisonError::into_inner).push(thread);
         }
         Ok(Self(Arc::new(running)))
@@ -135,11 +136,7 @@ impl Service {
             return;
         };
         let Ok(stream) = stream.0.into_std() else { return };
-        let event_loop = &self.0.event_loops[shards.of(admitted.room())];
-        let Err((stream, refusal)) = event_loop.connect(shards, stream, admitted) else { return };
-        let Ok(stream) = TcpStream::from_std(stream) else { return };
-        let linger = sleep_until(shards.now() + stream::REFUSAL_LINGER);
-        let _ = stream::refuse(&mut Stream(stream), &refusal, linger).await;
+        self.0.incoming[shards.of(admitted.room())].push(stream, admitted);
     }
 
     async fn serve_task(

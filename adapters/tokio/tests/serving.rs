@@ -279,3 +279,46 @@ fn an_edit_of_the_server_that_panics_harms_nobody() {
         assert_eq!(bob.text(), "xy");
     });
 }
+
+#[test]
+fn what_is_sent_just_before_the_end_of_the_stream_is_taken_and_the_end_seen() {
+    on_both_runtimes(|| async {
+        let (options, mut events) = options();
+        let service = in_memory(options);
+        let (address, _) = serve(&service).await;
+        let mut bob = Client::connect(address, "notes", 2).await;
+        bob.sync().await;
+        // Once in one piece with the end, and once more than what is read at once.
+        let mut text = String::new();
+        for (id, len) in [(3, 1), (4, 1 << 20)] {
+            let mut alice = Client::connect(address, "notes", id).await;
+            alice.sync().await;
+            let piece = "x".repeat(len);
+            alice.edit(&piece).await;
+            let mut stream = alice.into_stream();
+            stream.shutdown().await.unwrap();
+            text.push_str(&piece);
+            bob.until_text(&text).await;
+            events.until(|event| matches!(event, Event::Left { .. })).await;
+        }
+    });
+}
+
+#[test]
+fn who_is_refused_in_the_last_moment_is_told_so() {
+    on_both_runtimes(|| async {
+        let mut options = Options::default();
+        options.config.peers_per_room_max = 1;
+        let service = in_memory(options);
+        let (address, _) = serve(&service).await;
+        let mut alice = Client::connect(address, "notes", 1).await;
+        alice.sync().await;
+        for _ in 0..3 {
+            let refused = Client::try_connect(address, "notes", 2).await.err();
+            let Some(Error::Http(response)) = refused else { panic!("{refused:?}") };
+            assert_eq!(response.status(), 503);
+        }
+        alice.edit("x").await;
+        alice.until_echo().await;
+    });
+}

@@ -187,10 +187,11 @@ impl Connection {
         if let Some(payload) = self.pong.take() {
             let mut pong = Vec::new();
             frame::append_frame(&mut pong, FrameKind::Pong, &payload, self.masks.as_mut());
+            self.has_output = !self.output.is_empty();
             return Some(Bytes::from(pong));
         }
         self.has_output = false;
-        Some(Bytes::from(mem::take(&mut self.output))).filter(|output| !output.is_empty())
+        Some(Bytes::from(mem::take(&mut self.output)))
     }
 
     /// Whether [`next_output`](Self::next_output) has something.

@@ -155,6 +155,26 @@ fn the_answer_to_a_message_leaves_before_the_close_that_a_later_frame_provokes()
 }
 
 #[test]
+fn there_is_output_until_it_is_taken() {
+    let mut server = server();
+    assert!(!server.has_output());
+    let mut bytes = masked(PING, &[7]);
+    assert_eq!(
+        server.receive(start(), &mut bytes.as_mut_slice()),
+        Some(Event::Ping(Bytes::from_static(&[7])))
+    );
+    assert!(server.has_output());
+    assert!(server.next_output().is_some());
+    assert!(!server.has_output());
+    server.send_binary(b"x");
+    server.send_binary(b"y");
+    assert!(server.has_output());
+    assert!(server.next_output().is_some());
+    assert!(!server.has_output());
+    assert_eq!(server.next_output(), None);
+}
+
+#[test]
 fn of_many_pings_the_newest_is_answered() {
     let mut server = server();
     let mut bytes: Vec<u8> = (0..100).flat_map(|n| masked(PING, &[n])).collect();

@@ -108,6 +108,8 @@ pub(crate) struct PipeState {
     pub(crate) takes_at_once: usize,
     pub(crate) is_broken: bool,
     pub(crate) wakes: usize,
+    /// What it was told is next.
+    pub(crate) told: Option<Next>,
 }
 
 impl Default for Pipe {
@@ -119,6 +121,7 @@ impl Default for Pipe {
             takes_at_once: usize::MAX,
             is_broken: false,
             wakes: 0,
+            told: None,
         })))
     }
 }
@@ -164,8 +167,10 @@ impl Socket for Pipe {
         Ok(taken)
     }
 
-    fn wake(&mut self, _: Next) {
-        self.state().wakes += 1;
+    fn wake(&mut self, next: Next) {
+        let mut state = self.state();
+        state.wakes += 1;
+        state.told = Some(next);
     }
 }
 
