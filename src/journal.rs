@@ -123,6 +123,23 @@ impl Journal {
         self.settle(&arrival, todo, new)
     }
 
+    /// As [`receive`](Self::receive), where a struct was [read](Update::scan_lone) that is all of the update. Mostly it
+    /// is the next of its client, and nothing waits: then it is simply appended.
+    pub(crate) fn receive_lone(&mut self, update: &Update, lone: Option<&Struct>) -> Received {
+        if let Some(s) = lone
+            && self.parked.structs.is_empty()
+            && !s.is_skip()
+            && !s.is_gone()
+            && self.unmet(s).is_none()
+            && self.state.advance(s.id.client, s.id.clock, s.end())
+        {
+            self.append(update.clone());
+            self.version += 1;
+            return Received::New(update.clone());
+        }
+        self.receive(update)
+    }
+
     /// Takes what the store has: all of it, whatever has to be parked, because it was let in before.
     pub fn restore(&mut self, update: &Update) {
         let bound = mem::replace(&mut self.limits.parked_bytes_max, usize::MAX);

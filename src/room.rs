@@ -38,7 +38,7 @@ use crate::{
     message::{Carrier, Message},
     random::Random,
     soonest,
-    update::{self, ClientId, ScanRules, SquashOptions, StateVector, Update},
+    update::{self, ClientId, ScanRules, SquashOptions, StateVector, Struct, Update},
     view::{View, ViewError},
 };
 
@@ -561,7 +561,7 @@ impl Room {
             if self.overloads_store(&update) {
                 return Err(ViewError::StoreOverloaded);
             }
-            let _ = self.change(now, None, &update, None, out);
+            let _ = self.change(now, None, &update, None, None, out);
             self.after_change(now, out);
         }
         self.view = Some(view);
@@ -710,7 +710,7 @@ impl Room {
             let (Message::Update(update) | Message::SyncStep2(update)) = message else { continue };
             let update = Bytes::copy_from_slice(&update);
             let Ok(update) = Update::scan(update, &self.scan_rules()) else { return };
-            self.change(now, None, &update, None, out);
+            self.change(now, None, &update, None, None, out);
         }
     }
 
@@ -745,14 +745,14 @@ impl Room {
         // The log keeps what it is given; a slice would keep everything else that came in the frame.
         let update =
             if frame_len > update.len() + HEAD_LEN_MAX { Bytes::copy_from_slice(&update) } else { update };
-        let update = match Update::scan(update, &self.scan_rules()) {
-            Ok(update) => update,
+        let (update, lone) = match Update::scan_lone(update, &self.scan_rules()) {
+            Ok(scanned) => scanned,
             Err(error) => {
                 self.close(now, connection, CloseReason::Update(error), out);
                 return true;
             }
         };
-        if update.is_empty() {
+        if lone.is_none() && update.is_empty() {
             return true;
         }
         let peer = self.peers.get_mut(&connection).expect("the caller has just looked it up");
@@ -771,7 +771,7 @@ impl Room {
             self.close(now, connection, CloseReason::StoreOverloaded, out);
             return true;
         }
-        let is_taken = self.change(now, Some(connection), &update, frame, out);
+        let is_taken = self.change(now, Some(connection), &update, lone.as_ref(), frame, out);
         if let Some(peer) = self.peers.get_mut(&connection) {
             if !is_taken {
                 peer.past = Past::Unknown;
@@ -796,10 +796,11 @@ impl Room {
         now: Instant,
         author: Option<ConnectionId>,
         update: &Update,
+        lone: Option<&Struct>,
         frame: Option<Bytes>,
         out: &mut Outputs,
     ) -> bool {
-        let new = match self.journal.receive(update) {
+        let new = match self.journal.receive_lone(update, lone) {
             Received::Nothing => return true,
             Received::New(new) => new,
             Received::Overflow => return false,

@@ -92,6 +92,16 @@ impl StateVector {
         self.0.is_empty()
     }
 
+    /// Moves a clock from where it has to be; false where it is not there.
+    pub(crate) fn advance(&mut self, client: ClientId, from: u64, to: u64) -> bool {
+        match self.0.get_mut(&client) {
+            Some(clock) if *clock == from => *clock = to,
+            None if from == 0 => self.set(client, to),
+            _ => return false,
+        }
+        true
+    }
+
     pub(crate) fn set(&mut self, client: ClientId, clock: u64) {
         if clock == 0 {
             self.0.remove(&client);
@@ -215,12 +225,19 @@ impl Update {
     /// on itself or on its own client's future, and that nothing is left over. It allocates only for
     /// updates of many clients or deeply nested values.
     pub fn scan(bytes: Bytes, rules: &ScanRules) -> Result<Self, UpdateError> {
+        Self::scan_lone(bytes, rules).map(|(update, _)| update)
+    }
+
+    /// As [`scan`](Self::scan); also what was read of a struct that is all that the update says, as of a keystroke.
+    pub(crate) fn scan_lone(bytes: Bytes, rules: &ScanRules) -> Result<(Self, Option<Struct>), UpdateError> {
         let mut reader = Reader { bytes: &bytes, at: 0 };
-        reader.prove_sections(rules)?;
+        let lone = reader.prove_sections(rules)?;
         let deletes_at = reader.at;
         reader.prove_deletes(rules)?;
         reader.finish()?;
-        Ok(Self { bytes, deletes_at })
+        let update = Self { bytes, deletes_at };
+        let lone = lone.filter(|_| update.has_no_deletes());
+        Ok((update, lone))
     }
 
     /// The encoded update.
@@ -1092,9 +1109,11 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn prove_sections(&mut self, rules: &ScanRules) -> Result<(), UpdateError> {
+    /// Gives the struct, where there is but one.
+    fn prove_sections(&mut self, rules: &ScanRules) -> Result<Option<Struct>, UpdateError> {
         let sections = self.count(SECTION_LEN_MIN)?;
         let mut clients = Clients::default();
+        let mut lone = None;
         for _ in 0..sections {
             let structs = self.count(STRUCT_LEN_MIN)?;
             if structs == 0 {
@@ -1109,9 +1128,13 @@ impl<'a> Reader<'a> {
                     return Err(UpdateError::SkipLast);
                 }
                 id.clock = s.end();
+                if sections == 1 && structs == 1 {
+                    lone = Some(s);
+                }
             }
         }
-        clients.finish()
+        clients.finish()?;
+        Ok(lone)
     }
 
     fn prove_deletes(&mut self, rules: &ScanRules) -> Result<(), UpdateError> {
