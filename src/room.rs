@@ -835,11 +835,12 @@ impl Room {
         true
     }
 
+    /// Sends the batch to everybody but its authors, hands it to the store.
     fn flush(&mut self, now: Instant, out: &mut Outputs) {
         self.flush_with(now, None, out);
     }
 
-    /// Sends the batch, and one more change, to everybody but its authors, hands it to the store.
+    /// The same with one more change behind the batch: one that goes out at once never waits in it.
     fn flush_with(&mut self, now: Instant, last: Option<Change>, out: &mut Outputs) {
         self.flush.due = None;
         let mut batch: SmallVec<[Change; 1]> = mem::take(&mut self.batch).into();

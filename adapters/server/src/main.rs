@@ -209,20 +209,15 @@ async fn run(arguments: Arguments) -> Result<ExitCode, ExitCode> {
          new WebsocketProvider('ws://{address}', 'my-room', doc)"
     );
 
-    let is_told = tokio::select! {
-        () = service.serve(listener) => {
-            error!("a thread of the server has failed: ending");
-            false
-        }
-        _ = terminate.recv() => {
-            info!("SIGTERM: draining");
-            true
-        }
-        _ = interrupt.recv() => {
-            info!("SIGINT: draining");
-            true
-        }
+    let signal = tokio::select! {
+        () = service.serve(listener) => None,
+        _ = terminate.recv() => Some("SIGTERM"),
+        _ = interrupt.recv() => Some("SIGINT"),
     };
+    match signal {
+        Some(signal) => info!("{signal}: draining"),
+        None => error!("a thread of the server has failed, see above: ending; start it again"),
+    }
     let ending = service.drain(deadline(DRAIN_TIME));
     tokio::pin!(ending);
     let drained = tokio::select! {
@@ -234,7 +229,7 @@ async fn run(arguments: Arguments) -> Result<ExitCode, ExitCode> {
     };
     if drained.durable {
         info!("everything is stored");
-        return if is_told { Ok(ExitCode::SUCCESS) } else { Err(ExitCode::FAILURE) };
+        return if signal.is_some() { Ok(ExitCode::SUCCESS) } else { Err(ExitCode::FAILURE) };
     }
     error!("the store did not take every edit in {} s; their authors still have them", DRAIN_TIME.as_secs());
     Err(ExitCode::FAILURE)

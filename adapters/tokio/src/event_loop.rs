@@ -177,10 +177,11 @@ impl EventLoop {
         let mut events = Events::with_capacity(EVENTS_MAX);
         let mut rest = None;
         loop {
-            // Who calls from here on wakes the thread; who has called before is heard now, and then whether it is over.
+            // Who calls from here on ends the wait below; who has called before is heard now, and then whether it is
+            // over.
             let caller = &self.incoming.caller;
             caller.is_waiting.store(true, Ordering::SeqCst);
-            while caller.is_called.load(Ordering::SeqCst) {
+            if caller.is_called.load(Ordering::SeqCst) {
                 caller.is_called.store(false, Ordering::SeqCst);
                 while self.shards.bell(self.shard).poll(&mut Context::from_waker(&waker)).is_ready() {}
                 let connecting = self.incoming.waiting().as_mut().map(mem::take).unwrap_or_default();

@@ -2,14 +2,17 @@
 
 mod common;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use common::{Client, Disk, Heard, is_presence, on_both_runtimes, options, serve};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio_tungstenite::tungstenite::Error;
-use yrs_websocket::{Event, message::Message};
-use yrs_websocket_tokio::{Options, Service};
+use yrs_websocket::{Event, Input, Outputs, Server, message::Message};
+use yrs_websocket_tokio::{Observer, Options, Service, Step};
 
 fn in_memory(options: Options) -> Service {
     Service::in_memory(options, 2).unwrap()
@@ -304,21 +307,52 @@ fn what_is_sent_just_before_the_end_of_the_stream_is_taken_and_the_end_seen() {
     });
 }
 
+/// Panics at what it is told to.
+#[derive(Debug)]
+struct Panicking(fn(&Input) -> bool);
+
+impl Observer for Panicking {
+    fn before(&mut self, _: Instant, _: &Server, step: Step<'_>) {
+        assert!(!matches!(step, Step::Input(input) if (self.0)(input)), "this is the panic of the test");
+    }
+
+    fn after(&mut self, _: &Server, _: &Outputs) {}
+}
+
+fn panicking(mut options: Options, at: fn(&Input) -> bool) -> Options {
+    options.hooks.observer = Some(Arc::new(move |_, _, _| Some(Box::new(Panicking(at)))));
+    options
+}
+
 #[test]
-fn who_is_refused_in_the_last_moment_is_told_so() {
+fn a_panic_while_a_connection_is_served_ends_that_connection() {
     on_both_runtimes(|| async {
-        let mut options = Options::default();
-        options.config.peers_per_room_max = 1;
-        let service = in_memory(options);
+        let is_question = |input: &Input| matches!(input, Input::Received { frame, .. } if frame[..] == [3]);
+        let service = in_memory(panicking(Options::default(), is_question));
         let (address, _) = serve(&service).await;
         let mut alice = Client::connect(address, "notes", 1).await;
+        let mut bob = Client::connect(address, "notes", 2).await;
         alice.sync().await;
-        for _ in 0..3 {
-            let refused = Client::try_connect(address, "notes", 2).await.err();
-            let Some(Error::Http(response)) = refused else { panic!("{refused:?}") };
-            assert_eq!(response.status(), 503);
+        bob.sync().await;
+        alice.send(Message::QueryAwareness).await;
+        assert_eq!(alice.end().await, Heard::Cut);
+        bob.edit("x").await;
+        bob.until_echo().await;
+        assert_eq!(service.counters().connections, 1);
+    });
+}
+
+#[test]
+fn a_thread_that_fails_ends_the_server_instead_of_half_of_it() {
+    on_both_runtimes(|| async {
+        let mut options = Options::default();
+        options.config.keepalive = Duration::from_millis(1);
+        let service = in_memory(panicking(options, |input| matches!(input, Input::Timeout)));
+        let (address, serving) = serve(&service).await;
+        if let Ok(mut alice) = Client::try_connect(address, "notes", 1).await {
+            assert_eq!(alice.end().await, Heard::Cut);
         }
-        alice.edit("x").await;
-        alice.until_echo().await;
+        serving.await.unwrap();
+        assert!(service.is_stopped());
     });
 }

@@ -52,8 +52,8 @@ pub struct Connection {
     header_len: u8,
     header: [u8; HEADER_LEN_MAX],
     config: Arc<Config>,
-    /// Clients have a source of masks, servers have none.
-    masks: Option<SplitMix64>,
+    /// Clients have a source of masks, servers, which have many connections, have none.
+    masks: Option<Box<SplitMix64>>,
     /// When to ping, or to stop waiting for what `state` waits for.
     deadline: Option<Instant>,
     /// The frame whose payload has not all arrived.
@@ -76,7 +76,7 @@ impl Connection {
         let config = config.into();
         let masks = match role {
             Role::Server => None,
-            Role::Client { mask_seed } => Some(SplitMix64(mask_seed)),
+            Role::Client { mask_seed } => Some(Box::new(SplitMix64(mask_seed))),
         };
         Self {
             deadline: config.ping_deadline(now),
@@ -186,7 +186,7 @@ impl Connection {
         }
         if let Some(payload) = self.pong.take() {
             let mut pong = Vec::new();
-            frame::append_frame(&mut pong, FrameKind::Pong, &payload, self.masks.as_mut());
+            frame::append_frame(&mut pong, FrameKind::Pong, &payload, self.masks.as_deref_mut());
             self.has_output = !self.output.is_empty();
             return Some(Bytes::from(pong));
         }
@@ -432,7 +432,7 @@ impl Connection {
 
     fn append(&mut self, kind: FrameKind, payload: &[u8]) {
         self.has_output = true;
-        frame::append_frame(&mut self.output, kind, payload, self.masks.as_mut());
+        frame::append_frame(&mut self.output, kind, payload, self.masks.as_deref_mut());
     }
 
     /// Enters the closed state, in which nothing is buffered and nothing is due.

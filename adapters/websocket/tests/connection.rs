@@ -342,7 +342,7 @@ fn too_many_fragments_close_with_1009() {
 
 #[test]
 fn an_idle_connection_is_small() {
-    assert!(size_of::<Connection>() <= 216, "{}", size_of::<Connection>());
+    assert!(size_of::<Connection>() <= 208, "{}", size_of::<Connection>());
 }
 
 // The closing handshake.
