@@ -31,8 +31,9 @@ use crate::{Store, StoreError, Write};
 ///   durable the next ones gather. Should it fail, the writes of each room are tried alone, so that a write
 ///   that cannot be stored fails its own room only. ([`StoreError::Busy`] concerns all of them and has
 ///   cost a timeout already: it is the answer to all.)
-/// * **A pause**, if there is to be one, lies between transactions: what is appended meanwhile gathers, and wakes
-///   nobody. A load or a compaction cuts it short, and whoever is about to end [hurries](Self::hurry).
+/// * **A pause**, if there is to be one, lies between transactions: what is appended meanwhile gathers, and at most
+///   the first of it wakes the thread. A load or a compaction cuts it short, and whoever is about to end
+///   [hurries](Self::hurry).
 /// * **First in, first out per room**: a load sees what was appended before it, and an append after a
 ///   compaction is stored after it.
 /// * **Loads do not wait for the disk to be written**: they are answered before the round's transaction, save
@@ -211,7 +212,8 @@ struct Submitted<T, D> {
     is_urgent: bool,
     /// Whether there are no pauses any more.
     is_hurried: bool,
-    /// Whether nothing more is taken: after a shutdown, or a panic of `on_done`, which nobody could be told of.
+    /// Whether nothing more is taken: after a shutdown or a drop, or a panic of `on_done`, which nobody could be told
+    /// of.
     is_closed: bool,
     waits_for: WaitsFor,
 }
@@ -221,9 +223,9 @@ struct Submitted<T, D> {
 enum WaitsFor {
     /// It works, and looks for more by itself.
     Nothing,
-    /// It pauses.
+    /// It has something to do after its pause.
     Urgent,
-    /// It has nothing to do.
+    /// It has nothing to do, in a pause or not.
     Anything,
 }
 
@@ -323,12 +325,19 @@ impl<S: Store, F: FnMut(Vec<(T, Completion<D>)>), T: Copy, D> Worker<S, F, T, D>
     /// Takes all that was submitted; waits for it if there is nothing else to do, or a pause. Says whether there
     /// is something to do: there always is, until the end.
     fn receive(&mut self) -> bool {
-        let mut submitted = self.submitted.lock();
+        let queue = Arc::clone(&self.submitted);
+        let mut submitted = queue.lock();
         loop {
-            for (tag, request) in submitted.requests.drain(..) {
-                self.work.submit(tag, request);
+            while !submitted.requests.is_empty() {
+                // Not under the lock, for which shards would wait, and without its memory, which a burst makes large.
+                let requests = mem::take(&mut submitted.requests);
+                self.is_urgent |= mem::take(&mut submitted.is_urgent);
+                drop(submitted);
+                for (tag, request) in requests {
+                    self.work.submit(tag, request);
+                }
+                submitted = queue.lock();
             }
-            self.is_urgent |= mem::take(&mut submitted.is_urgent);
             if submitted.is_hurried {
                 self.interval = Duration::ZERO;
                 self.pause_end = None;
@@ -336,10 +345,9 @@ impl<S: Store, F: FnMut(Vec<(T, Completion<D>)>), T: Copy, D> Worker<S, F, T, D>
             if submitted.is_closed {
                 return !self.work.is_idle();
             }
-            let changed = &self.submitted.changed;
             if self.work.is_idle() {
                 submitted.waits_for = WaitsFor::Anything;
-                submitted = changed.wait(submitted).unwrap_or_else(PoisonError::into_inner);
+                submitted = queue.changed.wait(submitted).unwrap_or_else(PoisonError::into_inner);
             } else if let Some(pause_end) = self.pause_end.filter(|_| !self.is_urgent) {
                 let left = pause_end.saturating_duration_since(now());
                 if left.is_zero() {
@@ -347,7 +355,8 @@ impl<S: Store, F: FnMut(Vec<(T, Completion<D>)>), T: Copy, D> Worker<S, F, T, D>
                     return true;
                 }
                 submitted.waits_for = WaitsFor::Urgent;
-                submitted = changed.wait_timeout(submitted, left).unwrap_or_else(PoisonError::into_inner).0;
+                submitted =
+                    queue.changed.wait_timeout(submitted, left).unwrap_or_else(PoisonError::into_inner).0;
             } else {
                 return true;
             }
@@ -359,6 +368,9 @@ impl<S: Store, F: FnMut(Vec<(T, Completion<D>)>), T: Copy, D> Worker<S, F, T, D>
 impl<S, F, T, D> Drop for Worker<S, F, T, D> {
     fn drop(&mut self) {
         self.submitted.close();
+        // After a panic nobody else would: a job may own what must not live on.
+        let unanswered = mem::take(&mut self.submitted.lock().requests);
+        drop(unanswered);
     }
 }
 

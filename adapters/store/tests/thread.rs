@@ -1,7 +1,11 @@
 //! The store thread: order, group commit, and failures that stay where they arise.
 
 use std::{
-    sync::mpsc::{self, Receiver},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        mpsc::{self, Receiver},
+    },
     time::Duration,
 };
 
@@ -339,6 +343,27 @@ fn a_write_says_whose_it_is() {
     ] {
         assert_eq!((write.room(), write.seq()), (&name("room"), 3));
     }
+}
+
+#[test]
+fn after_a_panic_of_on_done_nothing_that_was_submitted_lives_on() {
+    let (begun, has_begun) = mpsc::channel();
+    let (go, may_go) = mpsc::channel();
+    let thread = StoreThread::<usize, usize>::spawn(MemoryStore::new(), Duration::ZERO, move |_| {
+        begun.send(()).unwrap();
+        may_go.recv().unwrap();
+        panic!("on_done");
+    })
+    .unwrap();
+    thread.submit(0, append(&name("room"), 1, "update"));
+    has_begun.recv_timeout(PATIENCE).unwrap();
+    let owned = Arc::new(());
+    let job = Arc::clone(&owned);
+    let job = Job::new(move || (Vec::new(), Arc::strong_count(&job)));
+    thread.submit(1, Request::Compact { room: name("room"), seq: 2, job });
+    go.send(()).unwrap();
+    catch_unwind(AssertUnwindSafe(|| thread.shutdown())).unwrap_err();
+    assert_eq!(Arc::strong_count(&owned), 1);
 }
 
 const BLOCKER: usize = usize::MAX;
